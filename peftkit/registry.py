@@ -73,6 +73,11 @@ class Registry(Generic[C]):
         self._import_builtins()
         return sorted({*self._classes, *self._entry_points()})
 
+    def loaded_names(self) -> list[str]:
+        """Names whose classes are at hand: built-ins and what plugins have registered so far."""
+        self._import_builtins()
+        return sorted(self._classes)
+
     def get(self, name: str) -> type[C]:
         """The class filed under `name`.
 

@@ -177,17 +177,23 @@ class RunResult(_Part):
         """
         path = run_dir / RUN_FILE
         if not path.is_file():
-            raise RunError(f"'{run_dir}' holds no finished run (no {RUN_FILE}); finish it with  peftkit run --resume {run_dir}")
+            raise RunError(
+                f"'{run_dir}' holds no finished run (no {RUN_FILE}); finish it with  peftkit run --resume {run_dir}"
+            )
         try:
             content = json.loads(path.read_text("utf-8"))
         except ValueError as problem:
             raise RunError(f"'{path}' is not JSON ({problem}); restore it or run the recipe again") from problem
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != FORMAT_VERSION:
-            raise RunError(f"'{path}' has format version {version}, this peftkit reads {FORMAT_VERSION}; use the peftkit that wrote it")
+            raise RunError(
+                f"'{path}' has format version {version}, this peftkit reads {FORMAT_VERSION}; use the peftkit that wrote it"
+            )
         try:
             return cls.model_validate(content)
         except ValidationError as problem:
             first = problem.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise RunError(f"'{path}' is damaged at {where}: {first['msg']}; restore it or run the recipe again") from problem
+            raise RunError(
+                f"'{path}' is damaged at {where}: {first['msg']}; restore it or run the recipe again"
+            ) from problem

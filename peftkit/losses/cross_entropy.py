@@ -1,0 +1,29 @@
+"""Cross-entropy over classes, with label smoothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from peftkit.losses import Loss, losses
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@losses.register("cross_entropy")
+class CrossEntropy(Loss):
+    """-log p(label), for single-label classification."""
+
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share e of the target spread evenly over all K classes: q(k) = (1 - e) [k = label] + e / K.
+    (Szegedy et al. 2016, arXiv:1512.00567, section 7)"""
+
+    def compute(self, logits: Tensor, labels: Tensor, num_items: int | Tensor | None) -> Tensor:
+        """Sum over rows whose label is not -100, divided by `num_items`; see `Loss.compute`."""
+        from torch.nn.functional import cross_entropy
+
+        count = (labels != -100).sum() if num_items is None else num_items
+        summed = cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=self.label_smoothing)
+        return summed / count

@@ -1,0 +1,22 @@
+"""Full fine-tuning: every weight trains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from peftkit.methods import TuningContext, TuningMethod, methods
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@methods.register("full")
+class Full(TuningMethod):
+    """All weights train; the run saves the whole model instead of an adapter."""
+
+    trains_base_weights: ClassVar[bool] = True
+    default_learning_rate: ClassVar[float] = 5e-5
+
+    def apply(self, model: PreTrainedModel, context: TuningContext) -> PreTrainedModel:
+        """The same model, everything trainable."""
+        return model.requires_grad_(True)

@@ -1,0 +1,163 @@
+"""Base models with their tokenizers: loading, saving, and reading back what a run has saved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from peftkit.artifacts import Artifact, locate_model
+from peftkit.errors import ArtifactError, CapabilityError, RunError
+from peftkit.tasks import Head
+
+if TYPE_CHECKING:
+    from peftkit.recipe import ModelSpec
+
+ADAPTER_DIR = "adapter"
+"""Standard PEFT folder inside a run folder."""
+MODEL_DIR = "model"
+"""Whole model inside a run folder, where the method trains base weights."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A base model ready to be tuned.
+
+    Args:
+        model: with the task's head.
+        tokenizer: has a padding token.
+        artifact: where the weights came from.
+        head_modules: names of the modules that are new to the base model.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    artifact: Artifact
+    head_modules: tuple[str, ...]
+
+
+def load_model(spec: ModelSpec, head: Head, *, dtype: torch.dtype, trust_remote_code: bool = False) -> LoadedModel:
+    """Base model and tokenizer for a task, weights from safetensors only.
+
+    Raises:
+        ArtifactError: the model cannot be found, or its files are damaged.
+        CapabilityError: the architecture has no such head.
+    """
+    artifact = locate_model(spec.id, revision=spec.revision, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(artifact, trust_remote_code=trust_remote_code)
+    model, missing = _load_weights(artifact, head, dtype=dtype, trust_remote_code=trust_remote_code)
+    # adapter_config.json and config.json name the model as the recipe does, not by its place in this machine's cache.
+    model.config._name_or_path = model.name_or_path = spec.id
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return LoadedModel(model, tokenizer, artifact, _head_modules(model, head, missing))
+
+
+def load_tokenizer(artifact: Artifact, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model folder; one without a padding token pads with its end token.
+
+    Raises:
+        ArtifactError: the folder holds no tokenizer that transformers can read.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(artifact.path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as problem:
+        raise ArtifactError(f"'{artifact.record.locator}' has no usable tokenizer: {problem}") from problem
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ArtifactError(
+                f"the tokenizer of '{artifact.record.locator}' has neither a padding nor an end token; "
+                "batches cannot be padded: use a model whose tokenizer_config.json names one"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _load_weights(
+    artifact: Artifact, head: Head, *, dtype: torch.dtype, trust_remote_code: bool
+) -> tuple[PreTrainedModel, set[str]]:
+    auto_class = getattr(transformers, head.auto_class)
+    try:
+        model, report = auto_class.from_pretrained(
+            artifact.path,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # a base that was tuned before may have a head of another size
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+            **head.config,
+        )
+    except ValueError as problem:
+        if "Unrecognized configuration class" in str(problem):
+            raise CapabilityError(
+                f"'{artifact.record.locator}' has no architecture for {head.auto_class}; choose a base model that has"
+            ) from problem
+        raise ArtifactError(f"cannot load '{artifact.record.locator}': {problem}") from problem
+    except OSError as problem:
+        raise ArtifactError(f"cannot load '{artifact.record.locator}': {problem}") from problem
+    mismatched = {key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]}
+    return model, set(report["missing_keys"]) | mismatched
+
+
+def _head_modules(model: PreTrainedModel, head: Head, missing: set[str]) -> tuple[str, ...]:
+    """Modules outside the base, and modules inside it that the checkpoint had no weights for (they start random too)."""
+    if not head.is_new:
+        return ()
+    outside = [
+        name
+        for name, child in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in child.parameters())
+    ]
+    inside = {key.rpartition(".")[0] for key in missing if key.startswith(f"{model.base_model_prefix}.")}
+    return tuple(outside + sorted(inside))
+
+
+def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, run_dir: Path) -> Path:
+    """Save an adapter, or the whole model if it is none, with its tokenizer; equal weights give equal bytes.
+
+    Returns:
+        The folder inside `run_dir`.
+    """
+    is_adapter = hasattr(model, "peft_config")
+    folder = run_dir / (ADAPTER_DIR if is_adapter else MODEL_DIR)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if is_adapter:
+        config = folder / "adapter_config.json"
+        # peft keeps target modules in a set, whose order differs from process to process.
+        config.write_text(json.dumps(_sorted_lists(json.loads(config.read_text())), indent=2, sort_keys=True) + "\n")
+    return folder
+
+
+def _sorted_lists(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: sorted(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
+        for key, value in config.items()
+    }
+
+
+def load_tuned(run_dir: Path, spec: ModelSpec, head: Head, *, dtype: torch.dtype) -> LoadedModel:
+    """What a run has saved, in evaluation mode, adapters unmerged.
+
+    Raises:
+        RunError: the folder holds neither an adapter nor a model.
+    """
+    from peft import PeftModel
+
+    if (run_dir / ADAPTER_DIR / "adapter_config.json").is_file():
+        loaded = load_model(spec, head, dtype=dtype)
+        model = PeftModel.from_pretrained(loaded.model, run_dir / ADAPTER_DIR)
+        tokenizer = AutoTokenizer.from_pretrained(run_dir / ADAPTER_DIR)
+    elif (run_dir / MODEL_DIR / "config.json").is_file():
+        whole = spec.model_copy(update={"id": str(run_dir / MODEL_DIR), "revision": None})
+        loaded = load_model(whole, head, dtype=dtype)
+        model, tokenizer = loaded.model, loaded.tokenizer
+    else:
+        raise RunError(f"'{run_dir}' holds neither {ADAPTER_DIR}/ nor {MODEL_DIR}/; run the recipe again")
+    return LoadedModel(model.eval(), tokenizer, loaded.artifact, loaded.head_modules)
