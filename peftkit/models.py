@@ -52,8 +52,6 @@ def load_model(spec: ModelSpec, head: Head, *, dtype: torch.dtype, trust_remote_
     artifact = locate_model(spec.id, revision=spec.revision, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(artifact, trust_remote_code=trust_remote_code)
     model, missing = _load_weights(artifact, head, dtype=dtype, trust_remote_code=trust_remote_code)
-    # adapter_config.json and config.json name the model as the recipe does, not by its place in this machine's cache.
-    model.config._name_or_path = model.name_or_path = spec.id
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return LoadedModel(model, tokenizer, artifact, _head_modules(model, head, missing))
@@ -77,6 +75,19 @@ def load_tokenizer(artifact: Artifact, *, trust_remote_code: bool = False) -> Pr
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def find_device() -> str:
+    """The best device at hand: cuda, mps, else cpu."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def autocast(model: PreTrainedModel) -> torch.autocast:
+    """Arithmetic in the type of 16-bit base weights, so that float32 adapters fit them; idle on float32 models."""
+    dtype = model.get_base_model().dtype if hasattr(model, "peft_config") else model.dtype
+    return torch.autocast(model.device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))
 
 
 def _load_weights(
@@ -106,7 +117,7 @@ def _load_weights(
 
 
 def _head_modules(model: PreTrainedModel, head: Head, missing: set[str]) -> tuple[str, ...]:
-    """Modules outside the base, and modules inside it that the checkpoint had no weights for (they start random too)."""
+    """Modules outside the base, and those inside it that the checkpoint has no weights for: they start random too."""
     if not head.is_new:
         return ()
     outside = [
@@ -118,8 +129,10 @@ def _head_modules(model: PreTrainedModel, head: Head, missing: set[str]) -> tupl
     return tuple(outside + sorted(inside))
 
 
-def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, run_dir: Path) -> Path:
+def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, run_dir: Path, *, spec: ModelSpec) -> Path:
     """Save an adapter, or the whole model if it is none, with its tokenizer; equal weights give equal bytes.
+
+    The files name the base model as the recipe does, never by its place in this machine's cache.
 
     Returns:
         The folder inside `run_dir`.
@@ -128,10 +141,12 @@ def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, run_dir: Path) 
     folder = run_dir / (ADAPTER_DIR if is_adapter else MODEL_DIR)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    if is_adapter:
-        config = folder / "adapter_config.json"
-        # peft keeps target modules in a set, whose order differs from process to process.
-        config.write_text(json.dumps(_sorted_lists(json.loads(config.read_text())), indent=2, sort_keys=True) + "\n")
+    config = folder / ("adapter_config.json" if is_adapter else "config.json")
+    content = json.loads(config.read_text("utf-8"))
+    named = {"base_model_name_or_path": spec.id, "revision": spec.revision} if is_adapter else {"_name_or_path": spec.id}
+    # peft keeps target modules in a set, whose order differs from process to process.
+    config.write_text(json.dumps(_sorted_lists(content | named), indent=2, sort_keys=True) + "\n", "utf-8")
+    (folder / "README.md").unlink(missing_ok=True)  # peft's template, which names the cache folder as the base model
     return folder
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from peftkit.data import DataSource, sources
 from peftkit.errors import RecipeError
@@ -17,9 +19,9 @@ from peftkit.losses import Loss, losses
 from peftkit.methods import TuningMethod, methods
 from peftkit.metrics import Metric, metrics
 from peftkit.recipe_problems import describe_problems
-from peftkit.registry import From, Registry
+from peftkit.registry import From, Registry, closest, plain_values
 from peftkit.tasks import Task, tasks
-from peftkit.yaml_source import YamlSource, overlay, parse_yaml, read_yaml
+from peftkit.yaml_source import YamlSource, parse_yaml, read_yaml
 
 # Aliases, because a field called `metrics` would hide the registry of that name inside the class body.
 NamedTask = Annotated[Task, From(tasks)]
@@ -46,13 +48,13 @@ Scheduler = Literal[
 class Section(BaseModel):
     """A part of a recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelSpec(Section):
     """The base model."""
 
-    id: str
+    id: str = Field(min_length=1)
     """Hub id (org/name), local folder, or GGUF file."""
     revision: str | None = None
     """Commit, tag or branch on the hub."""
@@ -113,11 +115,21 @@ def _model_by_id(value: Any) -> Any:
     return {"id": value} if isinstance(value, str) else value
 
 
+def _problem_at(path: tuple[str, ...], message: str, *, value: Any) -> ValidationError:
+    """A problem between parts of a recipe, shown at the key where it is best repaired."""
+    kind = PydanticCustomError("parts_do_not_fit", "{message}", {"message": message})
+    return ValidationError.from_exception_data("Recipe", [InitErrorDetails(type=kind, loc=path, input=value)])
+
+
+def _name_of(path: Path) -> str:
+    return re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "recipe"
+
+
 class Recipe(Section):
     """What to tune, on what, how."""
 
-    name: str | None = Field(None, pattern=r"^[\w.-]+$")
-    """Name of the run; none: the file's name."""
+    name: str | None = Field(None, pattern=r"^\w[\w.-]*$")
+    """Name of the run, also of its folder: letters, digits, _ . and -; none: the file's name."""
     description: str = ""
     """One line for reports."""
     seed: int = Field(0, ge=0, lt=2**32)
@@ -140,9 +152,12 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
         best = self.training.best_metric
-        known = [metric.name for metric in self.metrics]
-        if best is not None and known and best not in known:
-            raise ValueError(f"training.best_metric {best!r} is not among metrics ({', '.join(known)})")
+        known = [metric.name for metric in self.metrics] or list(self.task.default_metrics)
+        if best is not None and best not in known:
+            close = closest(best, known)
+            hint = f"; did you mean {close!r}?" if close else ""
+            listed = f"{best!r} is not among the metrics ({', '.join(known)}){hint}"
+            raise _problem_at(("training", "best_metric"), listed, value=best)
         return self
 
     @classmethod
@@ -154,7 +169,7 @@ class Recipe(Section):
         """
         path = Path(path)
         recipe = cls.from_source(read_yaml(path), settings=settings)
-        return recipe if recipe.name else recipe.model_copy(update={"name": path.stem})
+        return recipe if recipe.name else recipe.model_copy(update={"name": _name_of(path)})
 
     @classmethod
     def from_text(cls, text: str, *, origin: str = "recipe", settings: Sequence[str] = ()) -> Recipe:
@@ -164,18 +179,19 @@ class Recipe(Section):
     @classmethod
     def from_source(cls, source: YamlSource, *, settings: Sequence[str] = ()) -> Recipe:
         """The recipe in parsed YAML; see `from_yaml`."""
-        value = overlay(source.value, settings)
+        source = source.with_settings(settings)
         try:
-            recipe = cls.model_validate(value)
+            recipe = cls.model_validate(source.value)
         except ValidationError as problem:
-            raise RecipeError(describe_problems(problem, source, value=value, root=cls)) from problem
+            raise RecipeError(describe_problems(problem, source, root=cls)) from problem
         if source.repeated:
-            raise RecipeError("\n".join([f"{source.origin} has {len(source.repeated)} problem(s):", *source.repeated]))
+            raise RecipeError(describe_problems(None, source, root=cls))
         return recipe
 
     def resolved(self) -> dict[str, Any]:
         """Plain values with every default written out; reads back as an equal recipe."""
-        return self.model_dump(mode="json")
+        values: dict[str, Any] = plain_values(self.model_dump())
+        return values
 
     def to_yaml(self) -> str:
         """`resolved` as YAML."""
@@ -184,7 +200,8 @@ class Recipe(Section):
     @property
     def sha256(self) -> str:
         """Digest of the resolved recipe: equal recipes, equal digest."""
-        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
+        values = self.model_dump(mode="json")  # unlike `resolved` all keys are text, so that they can be sorted
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def json_schema() -> dict[str, Any]:
@@ -199,7 +216,11 @@ def json_schema() -> dict[str, Any]:
             component["properties"] = {"name": {"const": name}, **component.get("properties", {})}
             component["required"] = ["name", *component.get("required", [])]
             definitions[f"{registry.package}.{name}"] = component
-        mappings = [{"$ref": f"#/$defs/{registry.package}.{name}"} for name in classes]
+        mappings: list[dict[str, Any]] = [{"$ref": f"#/$defs/{registry.package}.{name}"} for name in classes]
+        unloaded = [name for name in registry.names() if name not in classes]
+        if unloaded:
+            # Plugins that nothing has asked for yet: known by name, their options unknown without running their code.
+            mappings.append({"type": "object", "properties": {"name": {"enum": unloaded}}, "required": ["name"]})
         definitions[registry.package] = {"anyOf": [{"enum": registry.names()}, *mappings]}
     linked: dict[str, Any] = _linked(schema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **linked, "title": "peftkit recipe"}

@@ -8,14 +8,15 @@ package's own modules, entry points. Only the entry point that carries the asked
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema, to_jsonable_python
 
 from peftkit.errors import UnknownComponentError
 
@@ -23,15 +24,37 @@ from peftkit.errors import UnknownComponentError
 class Component(BaseModel):
     """Options and behaviour of one named part of a recipe. Holds no tensors; its module imports no torch at the top."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
     name: ClassVar[str]
 
     def spec(self) -> dict[str, Any]:
         """The recipe form of this component, every default written out: `{"name": "lora", "rank": 8, ...}`."""
-        return {"name": self.name, **self.model_dump(mode="json")}
+        return {"name": self.name, **plain_values(self.model_dump())}
 
 
 C = TypeVar("C", bound=Component)
+
+
+def plain_values(value: Any) -> Any:
+    """`value` with nothing in it but what YAML can say. Unlike pydantic's JSON mode it keeps integer keys: {1: World}."""
+    if isinstance(value, Mapping):
+        return {key: plain_values(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_values(item) for item in value]
+    return to_jsonable_python(value)
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that `word` probably means: another spelling, a part of it, or its initials; or None."""
+    folded = {re.sub(r"[-\s]", "_", name.lower()): name for name in known}
+    given = re.sub(r"[-\s]", "_", word.lower())
+    spelled = get_close_matches(given, folded, n=1, cutoff=0.6)
+    if spelled:
+        return folded[spelled[0]]
+    parts = [name for name in folded if min(len(name), len(given)) > 3 and (name in given or given in name)]
+    initials = [name for name in folded if "_" in name and "".join(part[:1] for part in name.split("_")) == given]
+    found = initials or parts
+    return folded[found[0]] if found else None
 
 
 class Registry(Generic[C]):
@@ -78,6 +101,11 @@ class Registry(Generic[C]):
         self._import_builtins()
         return sorted(self._classes)
 
+    def plugin_package(self, name: str) -> str | None:
+        """Distribution whose entry point carries `name`, for a name that is not loaded yet; runs no plugin code."""
+        point = None if name in self._classes else self._entry_points().get(name)
+        return _owner(point) if point else None
+
     def get(self, name: str) -> type[C]:
         """The class filed under `name`.
 
@@ -119,10 +147,16 @@ class Registry(Generic[C]):
         self._builtins_imported = True
 
     def _entry_points(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=self.package)}
+        return {point.name: point for point in reversed(entry_points(group=self.package))}
 
     def _import_plugin(self, point: EntryPoint) -> None:
-        owner = point.dist.name if point.dist else point.value
+        owner = _owner(point)
+        rivals = {other.value: _owner(other) for other in entry_points(group=self.package, name=point.name)}
+        if len(rivals) > 1:
+            raise UnknownComponentError(
+                f"the {self.noun} {point.name!r} comes from more than one package: {', '.join(sorted(rivals.values()))}; "
+                "uninstall all but one"
+            )
         try:
             cls = point.load()
         # A plugin is foreign code: whatever it raises becomes one message that names the package to blame.
@@ -131,13 +165,23 @@ class Registry(Generic[C]):
                 f"the {self.noun} {point.name!r} comes from the package {owner!r}, which cannot be imported "
                 f"({type(problem).__name__}: {problem}); repair or uninstall that package"
             ) from problem
-        if point.name not in self._classes:
-            self.register(point.name)(cls)
+        if point.name in self._classes:
+            return
+        if not (isinstance(cls, type) and issubclass(cls, Component)):
+            raise UnknownComponentError(
+                f"the {self.noun} {point.name!r} comes from the package {owner!r}, whose entry point {point.value!r} "
+                "is no component class; repair or uninstall that package"
+            )
+        self.register(point.name)(cls)
 
     def _unknown(self, name: str) -> str:
-        close = get_close_matches(name, self.names(), n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        close = closest(name, self.names())
+        hint = f"; did you mean {close!r}?" if close else ""
         return f"unknown {self.noun} {name!r}{hint} (known: {', '.join(self.names())})"
+
+
+def _owner(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value
 
 
 class From:
@@ -161,6 +205,5 @@ class From:
             return value
         if isinstance(value, (str, Mapping)):
             return self.registry.build(value)
-        raise PydanticCustomError(
-            "component", "{problem}", {"problem": f"expected a {self.registry.noun}: a name or a mapping with 'name'"}
-        )
+        problem = f"must be a {self.registry.noun}, by its name or as a mapping with 'name', not {value!r}"
+        raise PydanticCustomError("component", "{problem}", {"problem": problem})

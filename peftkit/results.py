@@ -187,7 +187,7 @@ class RunResult(_Part):
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != FORMAT_VERSION:
             raise RunError(
-                f"'{path}' has format version {version}, this peftkit reads {FORMAT_VERSION}; use the peftkit that wrote it"
+                f"'{path}' has format version {version}, this peftkit reads {FORMAT_VERSION}; use the one that wrote it"
             )
         try:
             return cls.model_validate(content)

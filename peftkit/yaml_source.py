@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,20 @@ import yaml
 
 from peftkit.errors import RecipeError
 
-Path_ = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
+"""Keys and list indices from the root of a recipe to a value."""
+
+_DEEPEST = 40
+_MOST_VALUES = 20_000
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """A key that stands twice in one mapping, which YAML readers resolve silently."""
+
+    path: tuple[str, ...]
+    line: int
+    first_line: int
 
 
 @dataclass(frozen=True)
@@ -22,21 +35,38 @@ class YamlSource:
     Args:
         origin: file name for messages.
         value: plain dicts, lists and scalars.
-        lines: 1-based line of every key and list item, by path from the root.
-        repeated: problems with keys that stand twice in one mapping, which YAML readers resolve silently.
+        lines: 1-based line of every key and list item, by path from the root, indices as text too.
+        repeated: keys that stand twice in one mapping.
+        settings: paths that `--set` wrote to.
     """
 
     origin: str
     value: dict[str, Any]
-    lines: Mapping[Path_, int]
-    repeated: tuple[str, ...] = ()
+    lines: Mapping[tuple[str, ...], int]
+    repeated: tuple[Repetition, ...] = ()
+    settings: frozenset[tuple[str, ...]] = frozenset()
+
+    def with_settings(self, settings: Sequence[str]) -> YamlSource:
+        """The same with `a.b=c` settings laid over it; see `overlay`."""
+        paths = {tuple(setting.partition("=")[0].split(".")) for setting in settings}
+        return replace(self, value=overlay(self.value, settings), settings=self.settings | paths)
+
+    def place(self, path: KeyPath) -> int | str | None:
+        """Where the value at `path` was written: a line, `--set`, or None; for an absent key, where its mapping is."""
+        texts = tuple(str(part) for part in path)
+        for end in range(len(path), 0, -1):
+            if texts[:end] in self.settings:
+                return "--set"
+            if texts[:end] in self.lines:
+                return self.lines[texts[:end]]
+        return None
 
 
 def read_yaml(path: Path) -> YamlSource:
     """Read a recipe file.
 
     Raises:
-        RecipeError: the file is missing, not UTF-8, not YAML, or holds no mapping.
+        RecipeError: the file is missing, cannot be read, is not UTF-8, not YAML, or holds no mapping.
     """
     try:
         text = path.read_text("utf-8")
@@ -48,6 +78,8 @@ def read_yaml(path: Path) -> YamlSource:
         raise RecipeError(f"'{path}' is a folder; name the recipe file in it") from problem
     except UnicodeDecodeError as problem:
         raise RecipeError(f"'{path}' is not UTF-8 text (byte {problem.start}); save it as UTF-8") from problem
+    except OSError as problem:
+        raise RecipeError(f"cannot read the recipe '{path}': {problem.strerror}") from problem
     return parse_yaml(text, origin=str(path))
 
 
@@ -61,18 +93,29 @@ def parse_yaml(text: str, *, origin: str) -> YamlSource:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         value = yaml.safe_load(text)
     except yaml.MarkedYAMLError as problem:
-        line = problem.problem_mark.line + 1 if problem.problem_mark else "?"
-        raise RecipeError(f"{origin}:{line}: not valid YAML: {problem.problem or problem.context}") from problem
+        raise RecipeError(f"{origin}:{_syntax_problem(problem)}") from problem
+    except RecursionError as problem:
+        raise RecipeError(f"{origin}: not valid YAML: nested too deeply") from problem
+    # Beside its own errors, PyYAML lets those of int() and datetime() through: 2024-13-01 is a bare ValueError.
     except (yaml.YAMLError, ValueError) as problem:
         raise RecipeError(f"{origin}: not valid YAML: {problem}") from problem
-    if not isinstance(value, dict):
+    if node is None or not isinstance(value, dict):
         found = "it is empty" if value is None else f"it holds a {type(value).__name__}"
-        raise RecipeError(f"{origin}: a recipe is a mapping of keys to values, but {found}")
-    lines: dict[Path_, int] = {}
-    repeated: list[str] = []
-    if node is not None:
+        raise RecipeError(f"{origin}: a recipe is a mapping of keys to values (model: ..., task: ...), but {found}")
+    lines: dict[tuple[str, ...], int] = {}
+    repeated: list[Repetition] = []
+    try:
         _collect(node, (), lines=lines, repeated=repeated)
+    except RecipeError as problem:
+        raise RecipeError(f"{origin}: {problem}") from problem
     return YamlSource(origin, value, lines, tuple(repeated))
+
+
+def _syntax_problem(problem: yaml.MarkedYAMLError) -> str:
+    mark = problem.problem_mark or problem.context_mark
+    reason = " ".join(part for part in (problem.context, problem.problem) if part)
+    hint = "; YAML indents with spaces, not tabs" if "'\\t'" in reason else ""
+    return f"{mark.line + 1 if mark else '?'}: not valid YAML: {reason}{hint}"
 
 
 def overlay(value: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
@@ -87,10 +130,10 @@ def overlay(value: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not re.fullmatch(r"[^.\s]+(\.[^.\s]+)*", key):
-            raise RecipeError(f"--set {setting}: write it as  key.subkey=value")
+            raise RecipeError(f"--set {setting}: write it as  key.subkey=value  without spaces around '='")
         try:
             new = yaml.safe_load(text)
-        except yaml.YAMLError as problem:
+        except (yaml.YAMLError, ValueError, RecursionError) as problem:
             raise RecipeError(
                 f"--set {setting}: the value {text!r} is not valid YAML; put quotes around it"
             ) from problem
@@ -100,20 +143,16 @@ def overlay(value: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
 
 def _assign(node: Any, keys: list[str], *, new: Any, setting: str) -> None:
     for position, key in enumerate(keys):
-        last = position == len(keys) - 1
         if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
-                raise RecipeError(
-                    f"--set {setting}: {key!r} is no index of a list with {len(node)} items (0 is the first)"
-                )
-            slot: Any = int(key)
+            slot: Any = _index(node, key, setting=setting)
         elif isinstance(node, dict):
-            slot = key
+            # {1: World} has an integer key, which a setting can only name by its text.
+            slot = next((present for present in node if str(present) == key), key)
         else:
             raise RecipeError(
                 f"--set {setting}: {'.'.join(keys[:position])} is the value {node!r} and has no key {key!r}"
             )
-        if last:
+        if position == len(keys) - 1:
             node[slot] = new
             return
         below = node.get(slot) if isinstance(node, dict) else node[slot]
@@ -122,6 +161,13 @@ def _assign(node: Any, keys: list[str], *, new: Any, setting: str) -> None:
         elif isinstance(below, str):
             below = node[slot] = {_SHORT_FORMS.get(key, "name"): below}
         node = below
+
+
+def _index(items: list[Any], key: str, *, setting: str) -> int:
+    if key.isdecimal() and int(key) < len(items):
+        return int(key)
+    legal = f"write 0 to {len(items) - 1}" if items else "set the whole list:  key=[...]"
+    raise RecipeError(f"--set {setting}: {key!r} is no index of a list with {len(items)} items; {legal}")
 
 
 # `model: some/id` is short for `model: {id: some/id}`; every other short form names a component.
@@ -136,19 +182,25 @@ def _copied(value: Any) -> Any:
     return value
 
 
-def _collect(node: yaml.Node, path: Path_, *, lines: dict[Path_, int], repeated: list[str]) -> None:
+def _collect(
+    node: yaml.Node, path: tuple[str, ...], *, lines: dict[tuple[str, ...], int], repeated: list[Repetition]
+) -> None:
+    if len(path) > _DEEPEST or len(lines) > _MOST_VALUES:
+        # Aliases (*name) can contain themselves, or double in size line by line.
+        raise RecipeError(f"more than {_DEEPEST} levels or {_MOST_VALUES} values; write it without aliases")
     if isinstance(node, yaml.MappingNode):
+        seen: dict[tuple[str, str], int] = {}
         for key_node, value_node in node.value:
             key = str(key_node.value)
             line = key_node.start_mark.line + 1
             here = (*path, key)
-            if here in lines:
-                repeated.append(
-                    f"{'.'.join(map(str, here))} (line {line}): stands twice, first on line {lines[here]}; keep one"
-                )
-            lines[here] = line
+            identity = (key_node.tag, key)
+            if identity in seen:
+                repeated.append(Repetition(here, line, seen[identity]))
+            seen[identity] = lines[here] = line
             _collect(value_node, here, lines=lines, repeated=repeated)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            lines[(*path, index)] = item.start_mark.line + 1
-            _collect(item, (*path, index), lines=lines, repeated=repeated)
+            here = (*path, str(index))
+            lines[here] = item.start_mark.line + 1
+            _collect(item, here, lines=lines, repeated=repeated)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from peftkit.errors import DataError
@@ -11,10 +11,14 @@ from peftkit.registry import Component, Registry
 from peftkit.results import ArtifactRecord
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
 
 ORIGIN = "__origin__"
 """Column with file and line of a row ('reviews.csv:17'), carried by sources that know it."""
+
+
+class MissingFilesError(DataError):
+    """Files that are not there. `first_available` goes on to its next source; any other `DataError` stops it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class DataSource(Component):
     """Where rows come from."""
 
     columns: Mapping[str, str] = {}
-    """Which column of the source feeds which column of the task: {text: sentence}."""
+    """Which column of the source feeds which column of the task: {text: sentence}. Two task columns may share a source
+    column, and two columns may swap names; columns that are not named keep their own."""
 
     def load(self) -> LoadedData:
         """All splits with the task's column names.
@@ -47,15 +52,13 @@ class DataSource(Component):
             DataError: files or rows that cannot be read, with file and line.
             ArtifactError: a locator that leads nowhere.
         """
+        from datasets import DatasetDict
+
         loaded = self.read()
         for split, rows in loaded.splits.items():
             self._check_columns(split, rows.column_names, loaded.source)
-        taken = {source: column for column, source in self.columns.items() if column != source}
-        for split, rows in loaded.splits.items():
-            # A column that already has the wanted name gives way to the mapped one.
-            shadowed = [name for name in taken.values() if name in rows.column_names]
-            loaded.splits[split] = rows.remove_columns(shadowed).rename_columns(taken)
-        return loaded
+        mapped = {split: _with_columns(rows, self.columns) for split, rows in loaded.splits.items()}
+        return replace(loaded, splits=DatasetDict(mapped))
 
     def read(self) -> LoadedData:
         """All splits with the source's own column names; what a new source implements."""
@@ -69,6 +72,20 @@ class DataSource(Component):
                     f"split {split!r} of {source} has no column {wanted!r} (it has: {listed}); "
                     f"correct the recipe at  data.columns.{column}"
                 )
+
+
+def _with_columns(rows: Dataset, columns: Mapping[str, str]) -> Dataset:
+    """`rows` with each key of `columns` filled from the column it names; a column in the way of a key gives way."""
+    first: dict[str, str] = {}
+    for column, source in columns.items():
+        first.setdefault(source, column)
+    in_the_way = [name for name in rows.column_names if name in columns and name not in first]
+    mapped = rows.remove_columns(in_the_way).rename_columns(first)
+    for column, source in columns.items():
+        if first[source] != column:
+            values = mapped.select_columns([first[source]]).with_format("arrow")[:].column(0)
+            mapped = mapped.add_column(column, values, feature=mapped.features[first[source]])
+    return mapped
 
 
 sources: Registry[DataSource] = Registry("peftkit.data", "data source")

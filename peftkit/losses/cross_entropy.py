@@ -24,6 +24,6 @@ class CrossEntropy(Loss):
         """Sum over rows whose label is not -100, divided by `num_items`; see `Loss.compute`."""
         from torch.nn.functional import cross_entropy
 
-        count = (labels != -100).sum() if num_items is None else num_items
+        count = (labels != -100).sum().clamp(min=1) if num_items is None else num_items
         summed = cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=self.label_smoothing)
         return summed / count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from peftkit.errors import CapabilityError
 
@@ -49,7 +49,8 @@ def linear_layers(model: nn.Module) -> list[str]:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    find_output: Any = getattr(model, "get_output_embeddings", lambda: None)
+    output = find_output()
     return [
         name for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, Conv1D)) and layer is not output
     ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from peftkit.errors import DataError
 from peftkit.tasks import ROW, Head, Scored, Task, tasks
@@ -41,11 +42,41 @@ class SequenceClassification(Task):
 
     problem_type: Literal["single_label", "multi_label", "regression"] = "single_label"
     """single_label: exactly one of `labels`; multi_label: any number of them; regression: a real number."""
-    labels: tuple[str, ...] | dict[str | int, str] | None = None
-    """Label names in class order, or a mapping from the values in the data to names ({1: World, 2: Sports}); none: taken
-    from the data, in sorted order."""
+    labels: tuple[str, ...] | dict[str, str] | None = None
+    """Label names in class order, or a mapping from the values in the data to names ({1: World, 2: Sports}), where
+    equal names make one class; none: taken from the data, in sorted order. Whole numbers in the data are class indices,
+    unless names are themselves written as numbers."""
     label_separator: str = Field(",", min_length=1)
     """Multi-label only: what stands between the labels of one text cell."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _keys_as_text(cls, labels: Any) -> Any:
+        if not isinstance(labels, Mapping):
+            return labels
+        written = {_written(key): name for key, name in labels.items()}
+        if len(written) < len(labels):
+            raise ValueError(f"two keys are the same label: {', '.join(map(repr, labels))}; keep one of them")
+        return written
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> Self:
+        if self.labels is None:
+            return self
+        if self.problem_type == "regression":
+            raise ValueError("labels name classes, but problem_type is regression; remove labels")
+        if isinstance(self.labels, tuple) and len(set(self.labels)) < len(self.labels):
+            twice = next(name for name in self.labels if self.labels.count(name) > 1)
+            raise ValueError(f"labels has {twice!r} twice; every class needs its own name")
+        needed = self._least_labels()
+        if len(self.label_names) < needed:
+            raise ValueError(
+                f"labels names {len(self.label_names)} class(es), {self.problem_type} needs at least {needed}"
+            )
+        return self
+
+    def _least_labels(self) -> int:
+        return 1 if self.problem_type == "multi_label" else 2
 
     @property
     def default_loss(self) -> str:
@@ -60,7 +91,7 @@ class SequenceClassification(Task):
     @property
     def label_names(self) -> tuple[str, ...]:
         """Names in class order; of a resolved task only. Empty for regression."""
-        return tuple(self.labels.values()) if isinstance(self.labels, dict) else self.labels or ()
+        return tuple(dict.fromkeys(self.labels.values())) if isinstance(self.labels, dict) else self.labels or ()
 
     def resolved(self, splits: DatasetDict) -> Self:
         """With label names taken from the training rows where the recipe gives none; see `Task.resolved`."""
@@ -74,56 +105,75 @@ class SequenceClassification(Task):
                     )
         if self.problem_type == "regression" or self.labels is not None:
             return self
-        rows = splits["train"] if "train" in splits else next(iter(splits.values()))
-        return self.model_copy(update={"labels": self._labels_of(rows)})
+        split = "train" if "train" in splits else next(iter(splits))
+        labels = self._labels_of(splits[split])
+        if len(labels) < self._least_labels():
+            found = ", ".join(map(repr, labels)) or "none"
+            raise DataError(
+                f"the column 'label' of split {split!r} holds too few different labels to learn from ({found}); "
+                "check data.columns, or name all classes with  task.labels"
+            )
+        return self.model_copy(update={"labels": labels})
 
-    def _labels_of(self, rows: Dataset) -> tuple[str, ...] | dict[str | int, str]:
+    def _labels_of(self, rows: Dataset) -> tuple[str, ...] | dict[str, str]:
         feature = rows.features["label"]
         names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
+        if names and any(map(_is_integer_text, names)):
+            # The column holds indices; names like "1" would make them ambiguous.
+            return {str(index): name for index, name in enumerate(names)}
         if names:
             return tuple(names)
-        found = {part for value in rows.unique("label") if value is not None for part in self._parts(value)}
-        if all(isinstance(value, int) for value in found):
-            return {value: str(value) for value in sorted(found)}
-        return tuple(sorted(map(str, found)))
+        found = set(self._present(rows))
+        return tuple(sorted(found, key=int) if all(map(_is_integer_text, found)) else sorted(found))
+
+    def _present(self, rows: Dataset) -> Iterator[str]:
+        """Every label in the column, as text."""
+        nested = hasattr(rows.features["label"], "feature")
+        if nested and self.problem_type != "multi_label":
+            example: list[Any] = next((value for value in rows["label"] if value), [])
+            raise DataError(
+                f"the column 'label' holds lists ({example!r}); for several labels per row write "
+                "task.problem_type: multi_label"
+            )
+        for value in rows["label"] if nested else rows.unique("label"):
+            if not self._is_missing(value):
+                yield from (_written(part) for part in self._parts(value) if part is not None)
+
+    def _is_missing(self, value: Any) -> bool:
+        if isinstance(value, str):
+            return self.problem_type != "multi_label" and not value.strip()
+        return value is None or value != value  # NaN is the one value that differs from itself
 
     def _parts(self, value: Any) -> list[Any]:
         """The labels in one cell."""
         if self.problem_type != "multi_label":
-            return [_as_integer(value)]
+            return [value]
         if isinstance(value, str):
             return [part.strip() for part in value.split(self.label_separator) if part.strip()]
-        return list(value) if isinstance(value, (list, tuple)) else [_as_integer(value)]
+        return list(value) if isinstance(value, (list, tuple)) else [value]
 
     def _index(self, value: Any) -> int | None:
         """Class index of one label as the data writes it, or None."""
-        value = _as_integer(value)
+        text, names = _written(value), self.label_names
         if isinstance(self.labels, dict):
-            keys = list(self.labels)
-            spellings = [value, str(value)] if isinstance(value, int) else [value]
-            found = next((keys.index(spelling) for spelling in spellings if spelling in keys), None)
-            return found if found is not None else self._index_of_name(value)
-        if isinstance(value, int) and not isinstance(value, bool) and str(value) not in self.label_names:
-            return value if 0 <= value < len(self.label_names) else None
-        return self._index_of_name(value)
-
-    def _index_of_name(self, value: Any) -> int | None:
-        names = self.label_names
-        return names.index(str(value)) if str(value) in names else None
+            text = self.labels.get(text, text if isinstance(value, str) else "")
+        elif _is_integer(value) and not any(map(_is_integer_text, names)):
+            return int(value) if 0 <= value < len(names) else None
+        return names.index(text) if text in names else None
 
     def label_problem(self, value: Any) -> str | None:
         """Why a cell is no legal label; see `Task.label_problem`."""
-        if value is None:
+        if self._is_missing(value):
             return "the label is missing"
         if self.problem_type == "regression":
             return None if _is_finite_number(value) else f"the label {value!r} is no finite number"
-        unknown = [part for part in self._parts(value) if self._index(part) is None]
-        if not unknown:
-            return None
-        return f"the label {unknown[0]!r} is not among task.labels ({', '.join(map(str, self._spellings()))})"
-
-    def _spellings(self) -> Sequence[Any]:
-        return list(self.labels) if isinstance(self.labels, dict) else self.label_names
+        parts = self._parts(value)
+        unknown = [part for part in parts if self._index(part) is None]
+        if unknown:
+            return f"the label {unknown[0]!r} is not among task.labels ({', '.join(self.labels or ())})"
+        if len(set(map(_written, parts))) < len(parts):
+            return f"the label {value!r} names a class twice; list the labels that apply, not zeros and ones"
+        return None
 
     def class_of(self, value: Any) -> str | None:
         """The label's name; None for regression and multi-label."""
@@ -153,12 +203,16 @@ class SequenceClassification(Task):
             encoded = dict(tokenizer(*texts, truncation=True, max_length=max_length))
             encoded[ROW] = indices
             if labelled:
-                encoded["labels"] = [self._target(value) for value in batch["label"]]
+                encoded["labels"] = [
+                    self._target(value, row) for value, row in zip(batch["label"], indices, strict=True)
+                ]
             return encoded
 
         return rows.map(features, batched=True, with_indices=True, remove_columns=rows.column_names, desc="tokenizing")
 
-    def _target(self, value: Any) -> int | float | list[float]:
+    def _target(self, value: Any, row: int) -> int | float | list[float]:
+        if problem := self.label_problem(value):
+            raise DataError(f"row {row}: {problem}")
         if self.problem_type == "regression":
             return float(value)
         indices = [index for part in self._parts(value) if (index := self._index(part)) is not None]
@@ -203,6 +257,8 @@ class SequenceClassification(Task):
         """Strings, (text, text_pair) pairs, or mappings with these columns, as rows; see `Task.rows`."""
         from datasets import Dataset
 
+        if isinstance(inputs, (str, Mapping)):
+            raise DataError(f"the inputs are {inputs!r}; give a list of inputs, even for one")
         parsed = [self._texts(position, value) for position, value in enumerate(inputs)]
         pairs = {len(texts) for texts in parsed}
         if len(pairs) > 1:
@@ -213,12 +269,14 @@ class SequenceClassification(Task):
     def _texts(self, position: int, value: Any) -> tuple[str, ...]:
         if isinstance(value, str):
             return (value,)
+        texts = value
         if isinstance(value, Mapping) and "text" in value:
-            value = [value[column] for column in self.text_columns if column in value]
-        if isinstance(value, (list, tuple)) and len(value) in (1, 2) and all(isinstance(text, str) for text in value):
-            return tuple(value)
+            texts = [value[column] for column in self.text_columns if column in value]
+        if isinstance(texts, (list, tuple)) and len(texts) in (1, 2) and all(isinstance(text, str) for text in texts):
+            return tuple(texts)
         raise DataError(
-            f"input {position} is {value!r}; give a string, a pair of strings, or a mapping with 'text' (and 'text_pair')"
+            f"input {position} is {value!r}; "
+            "give a string, a pair of strings, or a mapping with 'text' (and 'text_pair')"
         )
 
     def answers(self, logits: np.ndarray) -> list[dict[str, Any]]:
@@ -229,13 +287,15 @@ class SequenceClassification(Task):
         if self.problem_type == "regression":
             return [{"value": float(value)} for value in logits[:, 0]]
         names = self.label_names
-        answers = []
-        for row in self._probabilities(logits):
-            named = {name: float(probability) for name, probability in zip(names, row, strict=True)}
+        answers: list[dict[str, Any]] = []
+        for row, probabilities in zip(logits, self._probabilities(logits), strict=True):
+            named = {name: float(probability) for name, probability in zip(names, probabilities, strict=True)}
+            # Chosen by logits, as in `decode`: rounding can make two probabilities equal.
             if self.problem_type == "multi_label":
-                answers.append({"labels": [name for name in names if named[name] > 0.5], "probabilities": named})
+                chosen = [name for name, logit in zip(names, row, strict=True) if logit > 0]
+                answers.append({"labels": chosen, "probabilities": named})
             else:
-                best = max(named, key=named.__getitem__)
+                best = names[row.argmax()]
                 answers.append({"label": best, "probability": named[best], "probabilities": named})
         return answers
 
@@ -246,12 +306,21 @@ class SequenceClassification(Task):
         if self.problem_type == "multi_label":
             chosen = [name for name, flag in zip(self.label_names, value, strict=True) if flag]
             return ", ".join(chosen) or "(none)"
-        return self.label_names[value]
+        name: str = self.label_names[value]
+        return name
 
 
-def _as_integer(value: Any) -> Any:
-    """1.0 as 1: spreadsheets and CSV readers turn integer labels into floats."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def _written(value: Any) -> str:
+    """A label as text. 1.0 is written 1: spreadsheets and CSV readers turn integer labels into floats."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer()
+
+
+def _is_integer_text(name: str) -> bool:
+    return re.fullmatch(r"-?\d+", name) is not None
 
 
 def _is_finite_number(value: Any) -> bool:

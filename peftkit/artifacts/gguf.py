@@ -1,0 +1,106 @@
+"""GGUF files: converted once into a folder of plain safetensors, with tokenizer and chat template."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from peftkit.artifacts.artifact import Artifact
+from peftkit.artifacts.digests import file_sha256
+from peftkit.artifacts.entries import Origin, find_or_make
+from peftkit.artifacts.mirrors import entry_name
+from peftkit.artifacts.notices import on_terminal, readable_bytes, tell
+from peftkit.errors import ArtifactError
+
+PLAIN_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
+
+
+def locate_gguf(path: Path, locator: str) -> Artifact:
+    """The model of a GGUF file as a safetensors folder in the cache, filed under the file's own SHA-256.
+
+    Raises:
+        ArtifactError: the file is no GGUF file, or transformers does not know its architecture.
+    """
+    stored_as = weight_type(path)
+    digest = file_sha256(path)
+    loss = "" if stored_as in PLAIN_TYPES else "; its quantization has changed the weights"
+    origin = Origin(
+        name=entry_name("gguf", path.stem, digest[:12]),
+        kind="gguf",
+        locator=locator,
+        origin="local",
+        source=f"{path.name} (SHA-256 {digest})",
+        note=f"{stored_as} GGUF file (SHA-256 {digest[:12]}...), converted to float32{loss}",
+    )
+    return find_or_make(origin, lambda content: convert(path, content)).artifact(locator)
+
+
+def convert(path: Path, target: Path) -> None:
+    """Write the model of a GGUF file into an empty folder: float32 safetensors, config, tokenizer, chat template.
+
+    Raises:
+        ArtifactError: transformers cannot read it.
+    """
+    weight_type(path)
+    tell(f"converting '{path.name}' ({readable_bytes(path.stat().st_size)}) to safetensors, once")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    try:
+        with _calm():
+            # Without dequantize=True the model stays quantized and cannot be saved.
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent,
+                gguf_file=path.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+            )
+            model.save_pretrained(target)
+            AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(target)
+    except (ValueError, KeyError, AttributeError, TypeError, NotImplementedError, RuntimeError, ImportError) as problem:
+        raise ArtifactError(
+            f"transformers cannot convert '{path}' ({type(problem).__name__}: {problem}); "
+            "use the model's safetensors version, or a causal language model of an architecture it knows"
+        ) from problem
+
+
+def weight_type(path: Path) -> str:
+    """How most of the weight matrices in a GGUF file are stored: Q4_1, F16, ...
+
+    Raises:
+        ArtifactError: it is no GGUF file, or it is cut short.
+    """
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        sizes: Counter[str] = Counter()
+        for tensor in reader.tensors:
+            sizes[tensor.tensor_type.name] += int(tensor.n_elements)
+    except (ValueError, IndexError, KeyError, OSError) as problem:
+        raise ArtifactError(f"'{path}' is no whole GGUF file ({problem}); download it again") from problem
+    if not sizes:
+        raise ArtifactError(f"'{path}' holds no weights (it may be a vocabulary or the first part of a split file)")
+    return sizes.most_common(1)[0][0]
+
+
+@contextmanager
+def _calm() -> Iterator[None]:
+    """No progress bars into logs, and no warnings about the conversion's inside, which nobody can act on."""
+    from transformers.utils import logging
+
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    if not on_terminal():
+        logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,69 @@
+"""`peftkit cache`: the models and data sets that were downloaded."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from peftkit.cli.group import CommandGroup
+
+cache_app = typer.Typer(
+    name="cache", cls=CommandGroup, help="List, verify or delete what was downloaded.", no_args_is_help=True
+)
+
+
+@cache_app.command("list")
+def list_cache() -> None:
+    """List downloaded models and data sets with their sizes."""
+    from peftkit.artifacts import cache_dir, list_entries
+    from peftkit.cli.output import bytes_in_words, print_columns
+
+    entries = list_entries()
+    rows = [
+        (entry.kind, entry.name, bytes_in_words(entry.bytes), str(entry.files), entry.origin)
+        for entry in sorted(entries, key=lambda entry: (entry.kind, entry.name))
+    ]
+    if rows:
+        print_columns(rows, header=("kind", "name", "size", "files", "origin"))
+    total = bytes_in_words(sum(entry.bytes for entry in entries))
+    typer.echo(f"{len(entries)} in {cache_dir()}, {total}")
+
+
+@cache_app.command("verify")
+def verify_cache() -> None:
+    """Compare every cached file with its SHA-256."""
+    from peftkit.artifacts import verify_entries
+    from peftkit.errors import ArtifactError
+
+    checked = verify_entries()
+    for entry, problem in checked:
+        typer.echo(f"{'damaged' if problem else 'ok':8}{entry.name}{f': {problem}' if problem else ''}")
+    damaged = [entry.name for entry, problem in checked if problem]
+    if damaged:
+        raise ArtifactError(
+            f"{len(damaged)} of {len(checked)} are damaged; delete them, they are fetched again when needed:  "
+            + "  and  ".join(f"peftkit cache clear {name}" for name in damaged)
+        )
+    typer.echo(f"{len(checked)} verified")
+
+
+@cache_app.command("clear")
+def clear_cache(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One entry, as in `peftkit cache list`.", show_default=False)
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", metavar="", help="Delete every entry.")] = False,
+) -> None:
+    """Delete one downloaded model or data set, or all."""
+    if (name is None) != everything:
+        raise typer.BadParameter("name one entry, or give --all", param_hint="NAME")
+
+    from peftkit.artifacts import clear_entries
+    from peftkit.cli.output import bytes_in_words
+
+    removed = clear_entries(name)
+    for entry in removed:
+        typer.echo(f"deleted {entry.name}, {bytes_in_words(entry.bytes)}")
+    if not removed:
+        typer.echo("the cache is empty")

@@ -1,0 +1,153 @@
+"""`peftkit predict`: answers of a finished run for texts on the command line or rows of a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from peftkit.cli.group import PluginFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
+    from typing import TextIO
+
+    from peftkit.cli.input_rows import InputRow
+    from peftkit.predictor import Predictor
+
+_CHUNK = 1024
+"""Rows held in memory at a time; far above any batch, so that sorting by length still pays."""
+
+
+def predict(  # noqa: PLR0913 - typer makes each option from a parameter
+    run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")],
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to predict.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Rows to predict: .jsonl, .csv or .tsv with a header, .txt; - is JSON Lines on stdin."
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where rows with their predictions go, as JSON Lines; - is stdout.")
+    ] = Path("-"),
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object per text.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="ROWS", help="Rows that are computed together.")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    merge: Annotated[
+        bool, typer.Option("--merge", metavar="", help="Fold the adapter into the base weights first: faster.")
+    ] = False,
+    plugin: PluginFiles = None,
+) -> None:
+    """Predict texts or the rows of a file with a finished run."""
+    if bool(texts) == (file is not None):
+        raise typer.BadParameter("give texts, or rows with --file FILE", param_hint="TEXT")
+    if file is None and out != Path("-"):
+        raise typer.BadParameter("--out belongs to --file; for texts use --json and  > FILE", param_hint="--out")
+    if file is not None and file == out != Path("-"):
+        raise typer.BadParameter("--out would overwrite the input; name another file", param_hint="--out")
+
+    from peftkit.cli.input_rows import check_readable
+    from peftkit.cli.plugin_files import load_plugin_files
+    from peftkit.results import RunResult
+
+    if file is not None:
+        check_readable(file)
+    RunResult.read(run_dir)
+    load_plugin_files(plugin)
+    predictor = _load_quietly(run_dir, device=device, merge=merge)
+    if file is not None:
+        _predict_file(predictor, file, out, batch_size=batch_size)
+        return
+    answers = predictor(texts, batch_size=batch_size)
+    for text, answer in zip(texts or (), answers, strict=True):
+        typer.echo(_as_json({"text": text, **answer}) if as_json else _readable(text, answer))
+
+
+def _load_quietly(run_dir: Path, *, device: str, merge: bool) -> Predictor:
+    """The predictor, without the progress bars that suit minutes of training but not one line of output."""
+    import datasets
+    from transformers.utils import logging
+
+    from peftkit.predictor import load
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    return load(run_dir, device=device, merge=merge)
+
+
+def _predict_file(predictor: Predictor, file: Path, out: Path, *, batch_size: int) -> None:
+    from peftkit.cli.input_rows import in_chunks, read_rows
+
+    with _writer(out) as stream:
+        for rows in in_chunks(read_rows(file), _CHUNK):
+            _check(predictor, rows)
+            answers = predictor([row.value for row in rows], batch_size=batch_size)
+            for row, answer in zip(rows, answers, strict=True):
+                stream.write(_as_json(_joined(row, answer)) + "\n")
+
+
+def _check(predictor: Predictor, rows: list[InputRow]) -> None:
+    """Find the line of a row that the task cannot read; the predictor only knows its position."""
+    from peftkit.errors import DataError
+
+    try:
+        predictor.task.rows([row.value for row in rows])
+    except DataError as problem:
+        for row in rows:
+            try:
+                predictor.task.rows([row.value])
+            except DataError as cause:
+                raise DataError(f"{row.place}: {cause}") from cause
+        raise DataError(f"{rows[0].place} and the rows after it: {problem}") from problem
+
+
+def _joined(row: InputRow, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Row and answer in one object; a key that both have, such as a known label, keeps the row's value."""
+    given = dict(row.value) if isinstance(row.value, dict) else {"text": row.value}
+    return given | {f"predicted_{key}" if key in given else key: value for key, value in answer.items()}
+
+
+def _writer(out: Path) -> AbstractContextManager[TextIO]:
+    """Standard output, or a file that appears whole or not at all."""
+    import sys
+    from contextlib import contextmanager, nullcontext
+
+    if out == Path("-"):
+        return nullcontext(sys.stdout)
+
+    @contextmanager
+    def staged() -> Iterator[TextIO]:
+        part = out.with_name(f".{out.name}.part")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("w", encoding="utf-8") as stream:
+                yield stream
+            part.replace(out)
+        finally:
+            part.unlink(missing_ok=True)
+
+    return staged()
+
+
+def _as_json(value: Mapping[str, Any]) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _readable(text: str, answer: Mapping[str, Any]) -> str:
+    """`positive  0.982  some text`: what was answered, how sure, for what."""
+    values = [value for value in answer.values() if not isinstance(value, dict)]
+    shown = [_value_in_words(value) for value in values]
+    return "  ".join([*shown, text])
+
+
+def _value_in_words(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "(none)"
+    return str(value)

@@ -1,0 +1,33 @@
+"""`peftkit report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")],
+    open_it: Annotated[bool, typer.Option("--open", metavar="", help="Open the report in the browser.")] = False,
+) -> None:
+    """Print the path of a run's report, or open it.
+
+    A report that is gone is written anew from run.json.
+    """
+    from peftkit.errors import CapabilityError
+    from peftkit.results import RunResult
+
+    result = RunResult.read(run_dir)
+    path = run_dir / "report.html"
+    if not path.is_file():
+        from peftkit.report import write_report
+
+        path = write_report(result, run_dir)
+    typer.echo(str(path))
+    if open_it:
+        import webbrowser
+
+        if not webbrowser.open(path.resolve().as_uri()):
+            raise CapabilityError(f"this machine has no browser to open; copy the file '{path}' to one that has")

@@ -1,0 +1,150 @@
+"""`peftkit run` and `peftkit check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from peftkit.cli.group import PluginFiles, Settings, TrustRemoteCode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from peftkit.recipe import Recipe
+    from peftkit.results import RunResult
+
+
+def run(  # noqa: PLR0913 - typer makes each option from a parameter
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the result goes; default: runs/<name of the recipe>.")
+    ] = None,
+    settings: Settings = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Continue the stopped run in DIR, with the recipe stored there.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", metavar="", help="Delete what a former run left in the folder.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", metavar="", help="No progress, notes and warnings; only the result.")
+    ] = False,
+    plugin: PluginFiles = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Train as a recipe says.
+
+    The run folder then holds the adapter in the standard PEFT format, the resolved recipe, run.json with all scores,
+    and report.html.
+    """
+    if resume is not None:
+        _refuse_with_resume(recipe=recipe, set=settings, run_dir=run_dir, overwrite=overwrite)
+    elif recipe is None:
+        raise typer.BadParameter("name a recipe file, or a stopped run with --resume DIR", param_hint="RECIPE")
+
+    from peftkit.cli.plugin_files import load_plugin_files
+    from peftkit.recipe import Recipe
+
+    load_plugin_files(plugin)
+    loaded = Recipe.from_yaml(recipe, settings=settings or ()) if recipe else None
+    folder = resume or run_dir or Path("runs", str(loaded.name if loaded else ""))
+    if loaded is not None and not quiet:
+        typer.echo(f"{_in_short(loaded)} -> {folder}", err=True)
+
+    from peftkit import training
+
+    options = training.RunOptions(overwrite=overwrite, trust_remote_code=trust_remote_code, show_progress=not quiet)
+    if loaded is None:
+        result = training.resume(folder, options=options)
+    else:
+        result = training.run(loaded, folder, options=options)
+    _print_result(result, folder)
+
+
+def check(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)],
+    settings: Settings = None,
+    plugin: PluginFiles = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Check a recipe and its data without training.
+
+    Reports every problem at once, with key and line of the recipe or file and line of the data.
+    """
+    from peftkit.cli.plugin_files import load_plugin_files
+    from peftkit.recipe import Recipe
+
+    load_plugin_files(plugin)
+    loaded = Recipe.from_yaml(recipe, settings=settings or ())
+
+    from peftkit import training
+    from peftkit.cli.output import print_pairs, warn
+    from peftkit.errors import DataError
+
+    report = training.check(loaded, options=training.RunOptions(trust_remote_code=trust_remote_code))
+    pairs = {
+        "recipe": _in_short(loaded),
+        "data": report.source,
+        "rows": ", ".join(f"{split} {rows:,}" for split, rows in report.rows.items()),
+        "labels": ", ".join(report.label_names),
+    }
+    print_pairs((name, meaning) for name, meaning in pairs.items() if meaning)
+    for note in report.notes:
+        typer.echo(f"note: {note}", err=True)
+    for warning in report.warnings:
+        warn(warning)
+    if report.errors:
+        count = "1 problem" if len(report.errors) == 1 else f"{len(report.errors)} problems"
+        raise DataError("\n  ".join([f"{recipe} cannot be trained, its data has {count}:", *report.errors]))
+    typer.echo(f"\nready: train it with  {_run_command(recipe, settings=settings, plugin=plugin)}")
+
+
+def _refuse_with_resume(**given: object) -> None:
+    reasons = {
+        "recipe": "a resumed run uses the recipe in its folder",
+        "set": "a resumed run keeps its recipe; for other settings start a new run",
+        "run_dir": "a resumed run stays in its folder",
+        "overwrite": "a resumed run continues what is in its folder",
+    }
+    for name, value in given.items():
+        if value:
+            option = "RECIPE" if name == "recipe" else f"--{name.replace('_', '-')}"
+            raise typer.BadParameter(f"--resume and {option} exclude each other: {reasons[name]}", param_hint=option)
+
+
+def _in_short(recipe: Recipe) -> str:
+    return f"{recipe.name}: {recipe.task.name} with {recipe.method.name} on {recipe.model.id}"
+
+
+def _run_command(recipe: Path, *, settings: Sequence[str] | None, plugin: Sequence[Path] | None) -> str:
+    import shlex
+
+    words = ["peftkit", "run", str(recipe)]
+    for setting in settings or ():
+        words += ["--set", setting]
+    for path in plugin or ():
+        words += ["--plugin", str(path)]
+    return shlex.join(words)
+
+
+def _print_result(result: RunResult, folder: Path) -> None:
+    import shlex
+
+    from rich.console import Console
+
+    from peftkit.cli.output import print_pairs
+    from peftkit.models import ADAPTER_DIR, MODEL_DIR
+    from peftkit.report import summary_table
+
+    Console().print(summary_table(result))
+    weights = ADAPTER_DIR if (folder / ADAPTER_DIR).is_dir() else MODEL_DIR
+    pairs = [
+        (weights, str(folder / weights)),
+        ("report", str(folder / "report.html")),
+        ("next", f'peftkit predict {shlex.quote(str(folder))} "..."'),
+    ]
+    print_pairs(pairs)

@@ -1,0 +1,213 @@
+"""Running a recipe: `run` from the first check to the finished folder, `resume` a stopped run, `check` without training."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from peftkit.artifacts import locate_tokenizer
+from peftkit.errors import InterruptedRunError, RunError
+from peftkit.methods import TuningContext
+from peftkit.models import LoadedModel, load_model, load_tokenizer, save_weights
+from peftkit.recipe import Recipe
+from peftkit.report import write_report
+from peftkit.results import RUN_FILE, RunResult
+from peftkit.training.callbacks import SealCheckpoints, ShowProgress, StopOnInterrupt
+from peftkit.training.checkpoints import newest_whole
+from peftkit.training.environment import Environment, check_environment
+from peftkit.training.prepare import PreparedData, completed, find_problems, load_rows, prepare_data
+from peftkit.training.record import Outcome, Timing, build_result, score_splits
+from peftkit.training.trainer import HookedTrainer, Setup, build_trainer, total_steps
+from peftkit.training.verify import check_best_score, check_reload
+
+__all__ = ["CheckReport", "RunOptions", "check", "resume", "run"]
+
+RECIPE_FILE = "recipe.yaml"
+CHECKPOINTS_DIR = "checkpoints"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a user may decide about a run that is no part of its recipe.
+
+    Args:
+        overwrite: delete what a former run left in the run folder.
+        trust_remote_code: let the model's repository run its own Python code.
+        show_progress: write progress and warnings to standard error.
+    """
+
+    overwrite: bool = False
+    trust_remote_code: bool = False
+    show_progress: bool = True
+
+    def console(self) -> Console:
+        """Where progress goes; standard output stays free for results."""
+        return Console(stderr=True, quiet=not self.show_progress, highlight=False, markup=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What can be said of a recipe and its data without training."""
+
+    source: str
+    rows: Mapping[str, int]
+    label_names: tuple[str, ...]
+    errors: tuple[str, ...]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+_DEFAULTS = RunOptions()
+
+
+def run(recipe: Recipe, run_dir: Path | str, *, options: RunOptions = _DEFAULTS) -> RunResult:
+    """Tune a model as the recipe says and leave a finished run in `run_dir`.
+
+    Returns:
+        What `run.json` holds.
+
+    Raises:
+        RunError: the folder is in use, training broke down, or the saved weights do not reload exactly.
+        InterruptedRunError: the user stopped the run; `resume` continues it.
+        PeftkitError: the recipe, its data or this machine do not allow the run.
+    """
+    run_dir = Path(run_dir)
+    _claim(run_dir, overwrite=options.overwrite)
+    return _run(recipe, run_dir, checkpoint=None, options=options)
+
+
+def resume(run_dir: Path | str, *, options: RunOptions = _DEFAULTS) -> RunResult:
+    """Continue a stopped run from its newest whole checkpoint, with the recipe in its folder.
+
+    Raises:
+        RunError: the folder holds no run, or one that is finished already.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / RECIPE_FILE).is_file():
+        raise RunError(
+            f"'{run_dir}' holds no run to resume (no {RECIPE_FILE}); "
+            f"start one with  peftkit run RECIPE --run-dir {run_dir}"
+        )
+    if (run_dir / RUN_FILE).is_file():
+        raise RunError(f"the run in '{run_dir}' is finished already; see it with  peftkit report {run_dir}")
+    console = options.console()
+    checkpoint, passed_over = newest_whole(run_dir / CHECKPOINTS_DIR)
+    for line in passed_over:
+        console.print(f"warning: {line}")
+    console.print(f"resuming from {checkpoint.name}" if checkpoint else "no checkpoint to resume from: starting anew")
+    return _run(Recipe.from_yaml(run_dir / RECIPE_FILE), run_dir, checkpoint=checkpoint, options=options)
+
+
+def check(recipe: Recipe, *, options: RunOptions = _DEFAULTS) -> CheckReport:
+    """Load and check the rows of a recipe, without weights and without training.
+
+    Raises:
+        PeftkitError: the recipe or its data cannot be used at all.
+    """
+    check_environment(recipe, Path())
+    artifact = locate_tokenizer(recipe.model.id, revision=recipe.model.revision)
+    tokenizer = load_tokenizer(artifact, trust_remote_code=options.trust_remote_code)
+    loaded, task = load_rows(recipe)
+    errors, warnings = find_problems(recipe, loaded, task=task, tokenizer=tokenizer)
+    return CheckReport(
+        source=loaded.source,
+        rows={split: len(rows) for split, rows in loaded.splits.items()},
+        label_names=tuple(task.head().config.get("label2id", ())),
+        errors=tuple(errors),
+        warnings=tuple(warnings),
+        notes=loaded.notes,
+    )
+
+
+def _claim(run_dir: Path, *, overwrite: bool) -> None:
+    """Make sure that nothing of a former run can be mixed up with the new one."""
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RunError(f"'{run_dir}' is a file; choose a folder with --run-dir")
+    left = sorted(path.name for path in run_dir.iterdir()) if run_dir.is_dir() else []
+    if not left:
+        return
+    if not overwrite:
+        finished = RUN_FILE in left
+        resumable = "" if finished or RECIPE_FILE not in left else f"continue it with  peftkit run --resume {run_dir}, "
+        raise RunError(
+            f"'{run_dir}' is not empty ({', '.join(left[:4])}{', ...' if len(left) > 4 else ''}); "
+            f"{resumable}replace it with --overwrite, or choose another folder with --run-dir"
+        )
+    if RECIPE_FILE not in left:
+        raise RunError(
+            f"'{run_dir}' holds files that are no run of peftkit ({', '.join(left[:4])}), so --overwrite will not "
+            "delete it; choose another folder with --run-dir"
+        )
+    shutil.rmtree(run_dir)
+
+
+def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: RunOptions) -> RunResult:
+    timing = Timing(started=datetime.now(UTC), began=time.perf_counter(), resumed=checkpoint is not None)
+    console = options.console()
+    environment = check_environment(recipe, run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / RECIPE_FILE).write_text(recipe.to_yaml(), "utf-8")
+
+    artifact = locate_tokenizer(recipe.model.id, revision=recipe.model.revision)
+    tokenizer = load_tokenizer(artifact, trust_remote_code=options.trust_remote_code)
+    data = prepare_data(recipe, tokenizer)
+    for line in (*data.loaded.notes, *data.warnings):
+        console.print(f"note: {line}")
+    recipe = completed(recipe, data.task)
+    (run_dir / RECIPE_FILE).write_text(recipe.to_yaml(), "utf-8")
+
+    base = _tuned_model(recipe, data, environment=environment, options=options)
+    setup = Setup(recipe, base.model, tokenizer, data.features, environment, data.place)
+    progress = ShowProgress(console, rows_per_step=recipe.training.batch_size * recipe.training.accumulation_steps)
+    trainer = build_trainer(setup, run_dir / CHECKPOINTS_DIR, callbacks=[progress, *recipe.method.callbacks()])
+    with timing.training():
+        _train(trainer, run_dir, checkpoint=checkpoint, progress=progress)
+    timing.examples_per_second = progress.rate(trainer.state.global_step)
+
+    splits = score_splits(trainer, data)
+    check_best_score(trainer, splits)
+    weights = save_weights(trainer.model, tokenizer, run_dir, spec=recipe.model)
+    check_reload(trainer, run_dir=run_dir)
+    result = build_result(trainer, Outcome(data, base, splits, weights), timing=timing)
+    write_report(result, run_dir)
+    result.write(run_dir)
+    # The saved weights are verified; what served only to resume can go.
+    shutil.rmtree(run_dir / CHECKPOINTS_DIR, ignore_errors=True)
+    return result
+
+
+def _tuned_model(recipe: Recipe, data: PreparedData, *, environment: Environment, options: RunOptions) -> LoadedModel:
+    """The base model with the method applied; new weights drawn from the recipe's seed."""
+    from transformers import set_seed
+
+    set_seed(recipe.seed)
+    head = data.task.head()
+    base = load_model(recipe.model, head, dtype=environment.weight_dtype, trust_remote_code=options.trust_remote_code)
+    context = TuningContext(
+        peft_task_type=head.peft_task_type,
+        head_modules=base.head_modules,
+        total_steps=total_steps(recipe, len(data.features["train"])),
+    )
+    return replace(base, model=recipe.method.apply(base.model, context))
+
+
+def _train(trainer: HookedTrainer, run_dir: Path, *, checkpoint: Path | None, progress: ShowProgress) -> None:
+    interrupt = StopOnInterrupt(progress.bar.console)
+    trainer.add_callback(interrupt)
+    trainer.add_callback(SealCheckpoints())
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        interrupt.stop()
+        progress.stop()
+    if interrupt.asked:
+        raise InterruptedRunError(
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; everything up to here is saved, "
+            f"continue with  peftkit run --resume {run_dir}"
+        )

@@ -1,0 +1,125 @@
+"""From a recipe to checked rows and features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from peftkit.data import ORIGIN, LoadedData
+from peftkit.data.fingerprint import fingerprint
+from peftkit.errors import DataError
+from peftkit.recipe import Recipe
+from peftkit.results import DataRecord
+from peftkit.tasks import Task
+from peftkit.training.data_check import LabelRule, check_data
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Checked rows, and the features made of them.
+
+    Args:
+        task: with everything filled in that depends on the data.
+        loaded: rows by split and where they came from.
+        features: encoded rows by split.
+        warnings: what the data check found that does not stop the run.
+    """
+
+    task: Task
+    loaded: LoadedData
+    features: Mapping[str, Dataset]
+    warnings: tuple[str, ...]
+
+    def record(self) -> DataRecord:
+        """The data's part of `run.json`."""
+        splits = self.loaded.splits
+        return DataRecord(
+            source=self.loaded.source,
+            artifacts=self.loaded.artifacts,
+            rows={split: len(rows) for split, rows in splits.items()},
+            fingerprint={split: fingerprint(rows) for split, rows in splits.items()},
+            notes=self.loaded.notes,
+            warnings=self.warnings,
+        )
+
+    def place(self, split: str, row: int) -> str:
+        """A row in words: split, number, and file and line where known."""
+        origin = self.origin(split, row)
+        return f"{split} row {row}" + (f" ({origin})" if origin else "")
+
+    def origin(self, split: str, row: int) -> str | None:
+        """File and line of a row, where the source knows them."""
+        rows = self.loaded.splits[split]
+        return rows[row][ORIGIN] if ORIGIN in rows.column_names else None
+
+
+def load_rows(recipe: Recipe) -> tuple[LoadedData, Task]:
+    """The rows that a recipe names, and its task completed by them.
+
+    Raises:
+        DataError: rows that cannot be read, or lack what the task needs.
+    """
+    loaded = recipe.data.load()
+    return loaded, recipe.task.resolved(loaded.splits)
+
+
+def find_problems(
+    recipe: Recipe, loaded: LoadedData, *, task: Task, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[str], list[str]]:
+    """What the data check says of the rows: errors, which forbid training, and warnings."""
+    columns = loaded.splits[next(iter(loaded.splits))].column_names
+    texts = [column for column in task.text_columns if column in columns]
+
+    def token_lengths(rows: Dataset) -> list[int]:
+        bare = rows.remove_columns([name for name in rows.column_names if name not in texts])
+        return [len(ids) for ids in task.encode(bare, tokenizer, 2**30)["input_ids"]]
+
+    rule = None
+    if task.label_column is not None:
+        rule = LabelRule(task.label_column, problem=task.label_problem, class_of=task.class_of)
+    findings = check_data(
+        loaded.splits, text_columns=texts, label=rule, token_lengths=token_lengths, max_length=recipe.model.max_length
+    )
+    errors = [finding.message for finding in findings if finding.severity == "error"]
+    return errors, [finding.message for finding in findings if finding.severity == "warning"]
+
+
+def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
+    """Load, check and encode the rows of a recipe.
+
+    Raises:
+        DataError: rows that cannot be read or learnt from, all problems at once.
+    """
+    loaded, task = load_rows(recipe)
+    errors, warnings = find_problems(recipe, loaded, task=task, tokenizer=tokenizer)
+    if errors:
+        raise DataError("\n  ".join([f"the data cannot be used ({loaded.source}):", *errors]))
+    features = {split: task.encode(rows, tokenizer, recipe.model.max_length) for split, rows in loaded.splits.items()}
+    return PreparedData(task, replace(loaded), features, tuple(warnings))
+
+
+def completed(recipe: Recipe, task: Task) -> Recipe:
+    """The recipe with everything written out that was left to task and method."""
+    from peftkit.losses import losses
+    from peftkit.metrics import metrics
+
+    scores = recipe.metrics or tuple(metrics.build(name) for name in task.default_metrics)
+    training = recipe.training.model_copy(
+        update={
+            "learning_rate": recipe.training.learning_rate or recipe.method.default_learning_rate,
+            "best_metric": recipe.training.best_metric or scores[0].name,
+        }
+    )
+    return recipe.model_copy(
+        update={
+            "task": task,
+            "loss": recipe.loss or losses.build(task.default_loss),
+            "metrics": scores,
+            "training": training,
+        }
+    )

@@ -1,0 +1,185 @@
+"""What a run says of itself: scores with intervals, worst examples, cost, environment."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import peftkit
+from peftkit.methods.targets import folded
+from peftkit.metrics.bootstrap import bootstrap_intervals
+from peftkit.metrics.classification_detail import classification_detail
+from peftkit.models import LoadedModel
+from peftkit.results import CostRecord, HistoryPoint, ModelRecord, RunResult, SplitRecord, WorstExample
+from peftkit.tasks import Scored
+from peftkit.training.checkpoints import file_sha256
+from peftkit.training.environment import describe_environment
+from peftkit.training.prepare import PreparedData
+from peftkit.training.trainer import VALIDATION, HookedTrainer
+
+WORST_EXAMPLES = 20
+_TEXT_SHOWN = 600
+_NOT_LEARNING = ("_runtime", "_per_second", "_time")
+
+
+@dataclass
+class Timing:
+    """The clock of a run: wall time, and memory at its peak."""
+
+    started: datetime
+    began: float
+    resumed: bool
+    train_seconds: float = 0.0
+    examples_per_second: float = 0.0
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Times the training loop, evaluations and checkpoints included."""
+        since = time.perf_counter()
+        yield
+        self.train_seconds = time.perf_counter() - since
+
+    def cost(self, steps: int, weights: Path) -> CostRecord:
+        """The cost so far."""
+        return CostRecord(
+            train_seconds=self.train_seconds,
+            total_seconds=time.perf_counter() - self.began,
+            steps=steps,
+            examples_per_second=self.examples_per_second,
+            peak_memory_bytes=peak_memory_bytes(),
+            saved_bytes=sum(path.stat().st_size for path in weights.glob("*.safetensors")),
+        )
+
+    def warnings(self) -> tuple[str, ...]:
+        """What the times do not show."""
+        return ("this run was resumed: times and speed cover only its last part",) if self.resumed else ()
+
+
+def peak_memory_bytes() -> int:
+    """Peak memory allocated on the GPU, or else the peak resident memory of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def score_splits(trainer: HookedTrainer, data: PreparedData) -> dict[str, SplitRecord]:
+    """Final scores on every split that was not trained on; on the training rows if there is no other."""
+    splits = [split for split in data.features if split != "train"] or ["train"]
+    return {split: _score_split(trainer, data, split) for split in splits}
+
+
+def _score_split(trainer: HookedTrainer, data: PreparedData, split: str) -> SplitRecord:
+    output = trainer.predict(data.features[split])
+    scored = data.task.decode(output.predictions, output.label_ids)
+    values: dict[str, float] = {}
+    intervals = {}
+    for metric in trainer.setup.recipe.metrics:
+        values |= metric.compute(scored.predictions, scored.references)
+        intervals |= bootstrap_intervals(metric, scored.predictions, scored.references)
+    labels = tuple(data.task.head().config.get("label2id", ()))
+    single = scored.probabilities is not None and scored.references.ndim == 1
+    return SplitRecord(
+        metrics=values,
+        intervals=intervals,
+        classification=classification_detail(labels, scored.references, scored.probabilities) if single else None,
+        worst=_worst(data, split, scored),
+    )
+
+
+def _worst(data: PreparedData, split: str, scored: Scored) -> tuple[WorstExample, ...]:
+    rows = data.loaded.splits[split]
+    columns = [column for column in data.task.text_columns if column in rows.column_names]
+    order = scored.losses.argsort(kind="stable")[::-1][:WORST_EXAMPLES]
+    return tuple(
+        WorstExample(
+            row=int(row),
+            origin=data.origin(split, int(row)),
+            text=" ⏎ ".join(str(rows[int(row)][column]) for column in columns)[:_TEXT_SHOWN],
+            reference=data.task.describe(scored.references[row]),
+            prediction=data.task.describe(scored.predictions[row]),
+            loss=float(scored.losses[row]),
+        )
+        for row in order
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has come to.
+
+    Args:
+        weights: folder of the saved weights inside the run folder.
+    """
+
+    data: PreparedData
+    base: LoadedModel
+    splits: Mapping[str, SplitRecord]
+    weights: Path
+
+
+def build_result(trainer: HookedTrainer, outcome: Outcome, *, timing: Timing) -> RunResult:
+    """Everything about a run that is finished but for its report."""
+    recipe, state = trainer.setup.recipe, trainer.state
+    return RunResult(
+        name=recipe.name or "run",
+        peftkit_version=peftkit.__version__,
+        started=timing.started.isoformat(timespec="seconds"),
+        recipe=recipe.resolved(),
+        recipe_sha256=recipe.sha256,
+        data=outcome.data.record(),
+        model=_model_record(outcome.base),
+        cost=timing.cost(state.global_step, outcome.weights),
+        history=tuple(_history(state.log_history)),
+        splits=outcome.splits,
+        best_metric=f"{VALIDATION if VALIDATION in outcome.data.features else 'train'}_{recipe.training.best_metric}",
+        best_step=state.best_global_step or state.global_step,
+        environment=describe_environment(trainer.setup.environment),
+        warnings=timing.warnings(),
+        files=_digests(outcome.weights),
+    )
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {f"{folder.name}/{path.name}": file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def _model_record(base: LoadedModel) -> ModelRecord:
+    named = list(base.model.named_parameters())
+    trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    heads = base.head_modules
+    wrapped = base.model.get_base_model() if hasattr(base.model, "peft_config") else base.model
+    return ModelRecord(
+        artifact=base.artifact.record,
+        architecture=type(wrapped).__name__,
+        dtype=str(wrapped.dtype).removeprefix("torch."),
+        total_parameters=sum(parameter.numel() for _, parameter in named),
+        trainable_parameters=sum(parameter.numel() for _, parameter in trained),
+        head_parameters=sum(p.numel() for name, p in trained if any(f".{head}." in f".{name}" for head in heads)),
+        trained_modules=tuple(folded(name.rpartition(".")[0] for name, _ in trained)),
+    )
+
+
+def _history(log: list[dict[str, Any]]) -> Iterator[HistoryPoint]:
+    for entry in log:
+        values = {
+            key.replace("eval_", f"{VALIDATION}_", 1) if key.startswith("eval_") else key: float(value)
+            for key, value in entry.items()
+            if key not in ("step", "epoch", "total_flos", "train_loss") and not key.endswith(_NOT_LEARNING)
+        }
+        if values:
+            yield HistoryPoint(step=entry["step"], epoch=float(entry.get("epoch") or 0.0), values=values)

@@ -1,0 +1,227 @@
+"""The engine: `transformers.Trainer` with peftkit's hooks. The only file that knows its signature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from peftkit.errors import RunError
+from peftkit.recipe import Recipe
+from peftkit.tasks import ROW, Task
+from peftkit.training.environment import Environment
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+VALIDATION = "validation"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything a trainer is made of.
+
+    Args:
+        recipe: completed, see `prepare.completed`.
+        model: the method applied.
+        features: encoded rows by split.
+        place: a row of a split in words, for messages.
+    """
+
+    recipe: Recipe
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    features: Mapping[str, Dataset]
+    environment: Environment
+    place: Callable[[str, int], str]
+
+
+class HookedTrainer(Trainer):
+    """`Trainer` that knows which rows a batch holds, checks the first gradients and stops at a loss that is no number."""
+
+    setup: Setup
+    batch_rows: tuple[int, ...] = ()
+    gradients_checked = False
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = dict(inputs)
+        rows = inputs.pop(ROW, None)
+        if rows is not None:
+            self.batch_rows = tuple(rows.tolist())
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        return prepared
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch forward and backward.
+
+        Raises:
+            RunError: the loss is not finite, or, on the first step, a trainable parameter got no finite gradient.
+        """
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise RunError(self._describe_loss(loss))
+        if not self.gradients_checked:
+            # GradScaler starts with a scale that overflows on purpose, so under fp16 only absence is a defect.
+            check_gradients(self.model, finite=self.args.fp16 is False)
+            self.gradients_checked = True
+        return loss
+
+    def _describe_loss(self, loss: torch.Tensor) -> str:
+        shown = ", ".join(self.setup.place("train", row) for row in self.batch_rows[:8])
+        more = f" and {len(self.batch_rows) - 8} more" if len(self.batch_rows) > 8 else ""
+        return (
+            f"the loss became {loss.item()} at step {self.state.global_step + 1}, on this batch: {shown}{more}; "
+            "look at these rows, lower training.learning_rate, or use training.precision: fp32"
+        )
+
+
+def check_gradients(model: torch.nn.Module, *, finite: bool) -> None:
+    """Every trainable parameter must have received a gradient.
+
+    Args:
+        finite: whether infinite or NaN gradients are errors too.
+
+    Raises:
+        RunError: names the parameters that have none.
+    """
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not trainable:
+        raise RunError("no parameter of the model is trainable; the tuning method has changed nothing")
+    absent = [name for name, parameter in trainable if parameter.grad is None]
+    if absent:
+        raise RunError(
+            f"{len(absent)} of {len(trainable)} trainable parameters got no gradient on the first step, so they would "
+            f"never be trained: {_listed(absent)}; exclude them (method.target_modules) or choose another method"
+        )
+    broken = [name for name, parameter in trainable if not torch.isfinite(parameter.grad).all()]  # type: ignore[arg-type] # absent ones were named above
+    if finite and broken:
+        raise RunError(
+            f"{len(broken)} of {len(trainable)} trainable parameters got infinite or NaN gradients on the first step: "
+            f"{_listed(broken)}; lower training.learning_rate or use training.precision: fp32"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def build_trainer(setup: Setup, checkpoints: Path, *, callbacks: Sequence[TrainerCallback]) -> HookedTrainer:
+    """The trainer of a run; checkpoints go to the folder `checkpoints`."""
+    recipe = setup.recipe
+    loss = recipe.loss
+    assert loss is not None  # `completed` recipes name their loss
+
+    def compute_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        return loss.compute(_logits(outputs), labels, num_items_in_batch)
+
+    callbacks = list(callbacks)
+    if recipe.training.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))
+    trainer = HookedTrainer(
+        model=setup.model,
+        args=_arguments(setup, checkpoints),
+        train_dataset=setup.features.get("train"),
+        eval_dataset=setup.features.get(VALIDATION),
+        data_collator=recipe.task.collator(setup.tokenizer),
+        compute_loss_func=compute_loss,
+        compute_metrics=_scorer(recipe),
+        preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    # Heads swallow num_items_in_batch in **kwargs and ignore it; our losses use it, through compute_loss_func.
+    trainer.model_accepts_loss_kwargs = False
+    trainer.setup = setup
+    return trainer
+
+
+def _logits(outputs: Any) -> torch.Tensor:
+    logits: torch.Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+    return logits
+
+
+def _scorer(recipe: Recipe) -> Callable[[EvalPrediction], dict[str, float]]:
+    task: Task = recipe.task
+
+    def score(output: EvalPrediction) -> dict[str, float]:
+        scored = task.decode(output.predictions, output.label_ids)
+        values: dict[str, float] = {}
+        for metric in recipe.metrics:
+            values |= metric.compute(scored.predictions, scored.references)
+        return values
+
+    return score
+
+
+def total_steps(recipe: Recipe, rows: int, *, processes: int = 1) -> int:
+    """Optimizer steps of the whole run."""
+    training = recipe.training
+    if training.max_steps is not None:
+        return training.max_steps
+    batches = math.ceil(rows / (training.batch_size * processes))
+    return math.ceil(training.epochs * math.ceil(batches / training.accumulation_steps))
+
+
+def _arguments(setup: Setup, checkpoints: Path) -> TrainingArguments:
+    training = setup.recipe.training
+    every = {"steps": training.evaluate_every} if isinstance(training.evaluate_every, int) else None
+    cadence = "steps" if every else "epoch"
+    validated = VALIDATION in setup.features
+    best = next(metric for metric in setup.recipe.metrics if metric.name == training.best_metric)
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        run_name=setup.recipe.name,
+        seed=setup.recipe.seed,
+        data_seed=setup.recipe.seed,
+        num_train_epochs=training.epochs,
+        max_steps=training.max_steps or -1,
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=training.eval_batch_size,
+        gradient_accumulation_steps=training.accumulation_steps,
+        train_sampling_strategy=training.batching,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.scheduler,
+        warmup_steps=training.warmup_steps,
+        optim=training.optimizer,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        bf16=setup.environment.precision == "bf16",
+        fp16=setup.environment.precision == "fp16",
+        activation_checkpointing=training.gradient_checkpointing,
+        # The reentrant form loses the gradients of adapters on a frozen base.
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        eval_strategy=cadence if validated else "no",
+        eval_steps=training.evaluate_every if every else None,
+        save_strategy=cadence,
+        save_steps=training.evaluate_every if every else 500,
+        save_total_limit=training.keep_checkpoints,
+        load_best_model_at_end=validated,
+        metric_for_best_model=f"eval_{training.best_metric}" if validated else None,
+        greater_is_better=best.greater_is_better if validated else None,
+        restore_callback_states_from_checkpoint=True,
+        logging_steps=training.logging_steps,
+        logging_nan_inf_filter=False,  # a NaN stops the run instead of being left out of the curve
+        report_to=list(training.report_to) or "none",
+        dataloader_num_workers=training.data_workers,
+        dataloader_pin_memory=setup.environment.device == "cuda",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        label_names=["labels"],
+    )
+    if arguments.n_gpu > 1:
+        # Without a launcher the engine would use nn.DataParallel, which is slower and breaks exact loss normalisation.
+        arguments._n_gpu = 1
+    return arguments
