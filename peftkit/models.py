@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from peftkit.artifacts import Artifact, locate_model
 from peftkit.errors import ArtifactError, CapabilityError, RunError
@@ -51,7 +54,8 @@ def load_model(spec: ModelSpec, head: Head, *, dtype: torch.dtype, trust_remote_
     """
     artifact = locate_model(spec.id, revision=spec.revision, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(artifact, trust_remote_code=trust_remote_code)
-    model, missing = _load_weights(artifact, head, dtype=dtype, trust_remote_code=trust_remote_code)
+    with quiet_libraries():
+        model, missing = _load_weights(artifact, head, dtype=dtype, trust_remote_code=trust_remote_code)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return LoadedModel(model, tokenizer, artifact, _head_modules(model, head, missing))
@@ -75,6 +79,23 @@ def load_tokenizer(artifact: Artifact, *, trust_remote_code: bool = False) -> Pr
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keeps libraries from writing what is no news: weight-loading bars, the new head in a load report, deprecations."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # peft 0.21 asks for an attribute that transformers 5.23 has renamed.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def find_device() -> str:
@@ -167,7 +188,8 @@ def load_tuned(run_dir: Path, spec: ModelSpec, head: Head, *, dtype: torch.dtype
 
     if (run_dir / ADAPTER_DIR / "adapter_config.json").is_file():
         loaded = load_model(spec, head, dtype=dtype)
-        model = PeftModel.from_pretrained(loaded.model, run_dir / ADAPTER_DIR)
+        with quiet_libraries():
+            model = PeftModel.from_pretrained(loaded.model, run_dir / ADAPTER_DIR)
         tokenizer = AutoTokenizer.from_pretrained(run_dir / ADAPTER_DIR)
     elif (run_dir / MODEL_DIR / "config.json").is_file():
         whole = spec.model_copy(update={"id": str(run_dir / MODEL_DIR), "revision": None})

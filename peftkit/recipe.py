@@ -177,6 +177,11 @@ class Recipe(Section):
         return cls.from_source(parse_yaml(text, origin=origin), settings=settings)
 
     @classmethod
+    def from_values(cls, values: Mapping[str, Any], *, origin: str) -> Recipe:
+        """The recipe in plain values, such as those that `run.json` keeps; see `from_yaml`."""
+        return cls.from_source(YamlSource(origin, dict(values), lines={}))
+
+    @classmethod
     def from_source(cls, source: YamlSource, *, settings: Sequence[str] = ()) -> Recipe:
         """The recipe in parsed YAML; see `from_yaml`."""
         source = source.with_settings(settings)

@@ -98,33 +98,35 @@ def _message(errors: Sequence[ErrorDetails], path: KeyPath, *, value: Any, root:
         return _unknown_key(path, value=value, root=root)
     if kind == "missing":
         return _missing_key(path, value=value, root=root)
-    expected = list(dict.fromkeys(phrase for error in errors if (phrase := _expected(error)) is not None))
-    own_words = [_own_words(error) for error in errors if _expected(error) is None]
+    expected = list(dict.fromkeys(phrase for error in errors for phrase in _expected(error)))
+    own_words = list(dict.fromkeys(_own_words(error) for error in errors if not _expected(error)))
     if not expected:
-        return "; or ".join(dict.fromkeys(own_words))
+        return "; or ".join(own_words)
     given = errors[0]["input"]
     rejected = "but it is empty" if given is None else f"not {_shown(given)}"
-    return "; ".join([f"must be {' or '.join(expected)}, {rejected}{_hint(given, errors)}", *own_words])
+    wanted = f"{', '.join(expected[:-1])} or {expected[-1]}" if len(expected) > 1 else expected[0]
+    return "; ".join([f"must be {wanted}, {rejected}{_hint(given, errors)}", *own_words])
 
 
-def _expected(error: ErrorDetails) -> str | None:
-    """What was wanted, as the end of "must be ..."; None if the error has words of its own."""
+def _expected(error: ErrorDetails) -> list[str]:
+    """What was wanted, each an end of "must be ..."; nothing if the error has words of its own."""
     kind, context = error["type"], error.get("ctx", {})
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
-        return f"{words} {context[key]:g}"
+        bound = context[key]
+        return [f"{words} {int(bound) if bound == int(bound) else bound}"]
     if kind in ("literal_error", "enum"):
-        return str(context["expected"])
+        return [repr(word) for word in _quoted(error)]
     if kind == "string_too_short":
-        return f"text of at least {context['min_length']} character(s)"
+        return [f"text of at least {context['min_length']} character(s)"]
     if kind == "string_pattern_mismatch":
-        return f"text that matches {context['pattern']}"
+        return [f"text that matches {context['pattern']}"]
     if kind in ("value_error", "assertion_error"):
-        return None
+        return []
     start = kind if kind in _EXPECTED else kind.partition("_")[0]
     if start in _EXPECTED:
-        return _EXPECTED[start]
-    return error["msg"].removeprefix("Input should be ") if error["msg"].startswith("Input should be ") else None
+        return [_EXPECTED[start]]
+    return [error["msg"].removeprefix("Input should be ")] if error["msg"].startswith("Input should be ") else []
 
 
 def _own_words(error: ErrorDetails) -> str:

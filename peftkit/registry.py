@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema, to_jsonable_python
@@ -36,7 +36,7 @@ C = TypeVar("C", bound=Component)
 
 
 def plain_values(value: Any) -> Any:
-    """`value` with nothing in it but what YAML can say. Unlike pydantic's JSON mode it keeps integer keys: {1: World}."""
+    """`value` with nothing in it but what YAML can say; unlike pydantic's JSON mode it keeps integer keys."""
     if isinstance(value, Mapping):
         return {key: plain_values(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -154,8 +154,8 @@ class Registry(Generic[C]):
         rivals = {other.value: _owner(other) for other in entry_points(group=self.package, name=point.name)}
         if len(rivals) > 1:
             raise UnknownComponentError(
-                f"the {self.noun} {point.name!r} comes from more than one package: {', '.join(sorted(rivals.values()))}; "
-                "uninstall all but one"
+                f"the {self.noun} {point.name!r} comes from more than one package "
+                f"({', '.join(sorted(rivals.values()))}); uninstall all but one"
             )
         try:
             cls = point.load()
@@ -172,7 +172,7 @@ class Registry(Generic[C]):
                 f"the {self.noun} {point.name!r} comes from the package {owner!r}, whose entry point {point.value!r} "
                 "is no component class; repair or uninstall that package"
             )
-        self.register(point.name)(cls)
+        self.register(point.name)(cast("type[C]", cls))
 
     def _unknown(self, name: str) -> str:
         close = closest(name, self.names())
@@ -185,7 +185,7 @@ def _owner(point: EntryPoint) -> str:
 
 
 class From:
-    """Annotation that lets a pydantic field hold a component by name: `method: Annotated[TuningMethod, From(methods)]`."""
+    """Annotation for a pydantic field that holds a component by name: `Annotated[TuningMethod, From(methods)]`."""
 
     def __init__(self, registry: Registry[Any]) -> None:
         self.registry = registry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -95,9 +96,7 @@ class Entry:
         """
         if problem := self.problem(names):
             raise ArtifactError(damage_message(self.folder, problem))
-        sums = {
-            name: file.sha256 for name, file in self.manifest.files.items() if names is None or name in names
-        }
+        sums = {name: file.sha256 for name, file in self.manifest.files.items() if names is None or name in names}
         record = ArtifactRecord(
             locator=locator,
             origin=self.manifest.origin,
@@ -106,6 +105,11 @@ class Entry:
             note=self.manifest.note,
         )
         return Artifact(self.content, record)
+
+
+def entry_name(kind: str, *parts: str) -> str:
+    """Name of a cache entry, fit for a folder and a command line: model--owner--name--1.0."""
+    return "--".join([kind, *(re.sub(r"[^\w.-]+", "--", part, flags=re.ASCII) for part in parts)])
 
 
 def damage_message(folder: Path, problem: str) -> str:

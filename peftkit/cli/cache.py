@@ -6,11 +6,19 @@ from typing import Annotated
 
 import typer
 
-from peftkit.cli.group import CommandGroup
+from peftkit.cli.group import CommandGroup, UsageError
 
-cache_app = typer.Typer(
-    name="cache", cls=CommandGroup, help="List, verify or delete what was downloaded.", no_args_is_help=True
-)
+cache_app = typer.Typer(name="cache", cls=CommandGroup)
+
+
+@cache_app.callback(invoke_without_command=True)
+def _cache(context: typer.Context) -> None:
+    """List, verify or delete what was downloaded.
+
+    These are models and data sets from mirrors and wheels; what comes from the hub itself lies in the hub's own cache.
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @cache_app.command("list")
@@ -57,7 +65,7 @@ def clear_cache(
 ) -> None:
     """Delete one downloaded model or data set, or all."""
     if (name is None) != everything:
-        raise typer.BadParameter("name one entry, or give --all", param_hint="NAME")
+        raise UsageError("name one entry, or give --all")
 
     from peftkit.artifacts import clear_entries
     from peftkit.cli.output import bytes_in_words

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from peftkit.cli.group import PluginFiles
+from peftkit.cli.group import PluginFiles, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,12 +61,12 @@ def show(
     sections = _sections()
     if kind in sections:
         if name is not None:
-            raise typer.BadParameter(f"{kind} is a part of the recipe and takes no name", param_hint="NAME")
+            raise UsageError(f"{kind} is a part of the recipe and takes no name")
         _print_options(sections[kind], title=kind)
         return
     word, registry = _kind(kind)
     if name is None:
-        raise typer.BadParameter(f"which {registry.noun}? one of: {', '.join(registry.names())}", param_hint="NAME")
+        raise UsageError(f"which {registry.noun}? one of: {', '.join(registry.names())}")
     cls = registry.get(name)
     _print_options(cls, title=f"{word} {name}")
     typer.echo(f"\nIn a recipe:\n  {word}: {_example(cls, name)}")

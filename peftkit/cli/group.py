@@ -28,8 +28,13 @@ TrustRemoteCode = Annotated[
 ]
 
 
+UsageError: Any = typer.BadParameter.__bases__[0]
+"""A wrong command line. typer carries its own copy of click in newer versions and uses click itself in older ones; this
+base of its public class is the right one in both."""
+
+
 class CommandGroup(TyperGroup):
-    """A group whose commands end with exit code 130 and one line when the user interrupts them."""
+    """A group whose commands end with one line when the user interrupts them or contradicts its options."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; typer's own handling of an interruption differs between its versions."""
@@ -37,3 +42,6 @@ class CommandGroup(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as problem:
             raise InterruptedRunError("stopped") from problem
+        except UsageError as problem:
+            problem.ctx = problem.ctx or ctx
+            raise

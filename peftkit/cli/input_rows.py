@@ -91,17 +91,10 @@ def _json_rows(file: str, stream: BinaryIO) -> Iterator[InputRow]:
 
 
 def _delimited_rows(file: str, stream: BinaryIO, *, delimiter: str) -> Iterator[InputRow]:
-    last_line = 0
-
-    def texts() -> Iterator[str]:
-        nonlocal last_line
-        for last_line, text in _lines(file, stream):
-            yield text
-
-    cells = csv.reader(texts(), delimiter=delimiter, strict=True)
+    cells = csv.reader((text for _, text in _lines(file, stream)), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
-        line = last_line + 1
+        line = cells.line_num + 1
         try:
             row = next(cells, None)
         except csv.Error as problem:

@@ -25,9 +25,10 @@ def print_wrapped(text: str, *, first: str = "", rest: str = "") -> None:
     text = " ".join(text.split())
     if sys.stdout.isatty():
         columns = max(40, shutil.get_terminal_size((80, 24)).columns)
-        options = {"break_long_words": False, "break_on_hyphens": False}
-        text = textwrap.fill(text, columns, initial_indent=first, subsequent_indent=rest, **options)
-        typer.echo(text or first.rstrip())
+        wrapper = textwrap.TextWrapper(
+            columns, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+        )
+        typer.echo(wrapper.fill(text) or first.rstrip())
     else:
         typer.echo(f"{first}{text}".rstrip())
 

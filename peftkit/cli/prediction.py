@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from peftkit.cli.group import PluginFiles
+from peftkit.cli.group import PluginFiles, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,12 +42,7 @@ def predict(  # noqa: PLR0913 - typer makes each option from a parameter
     plugin: PluginFiles = None,
 ) -> None:
     """Predict texts or the rows of a file with a finished run."""
-    if bool(texts) == (file is not None):
-        raise typer.BadParameter("give texts, or rows with --file FILE", param_hint="TEXT")
-    if file is None and out != Path("-"):
-        raise typer.BadParameter("--out belongs to --file; for texts use --json and  > FILE", param_hint="--out")
-    if file is not None and file == out != Path("-"):
-        raise typer.BadParameter("--out would overwrite the input; name another file", param_hint="--out")
+    _refuse_contradictions(texts, file, out)
 
     from peftkit.cli.input_rows import check_readable
     from peftkit.cli.plugin_files import load_plugin_files
@@ -64,6 +59,15 @@ def predict(  # noqa: PLR0913 - typer makes each option from a parameter
     answers = predictor(texts, batch_size=batch_size)
     for text, answer in zip(texts or (), answers, strict=True):
         typer.echo(_as_json({"text": text, **answer}) if as_json else _readable(text, answer))
+
+
+def _refuse_contradictions(texts: list[str] | None, file: Path | None, out: Path) -> None:
+    if bool(texts) == (file is not None):
+        raise UsageError("give texts, or rows with --file FILE")
+    if file is None and out != Path("-"):
+        raise UsageError("--out belongs to --file; for texts use --json and  > FILE")
+    if file is not None and file == out != Path("-"):
+        raise UsageError("--out would overwrite the input; name another file")
 
 
 def _load_quietly(run_dir: Path, *, device: str, merge: bool) -> Predictor:

@@ -85,15 +85,20 @@ def _typed(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     kind = node.get("type")
     if kind == "array":
         items = node.get("items") or {"anyOf": node.get("prefixItems", [])}
-        words = type_in_words(items, definitions)
-        return f"list of ({words})" if " | " in words else f"list of {words}"
+        return f"list of {_grouped(type_in_words(items, definitions))}"
     if kind == "object":
         if "properties" in node:
             return f"mapping with the keys {', '.join(node['properties'])}"
         values = node.get("additionalProperties")
-        return f"mapping to {type_in_words(values, definitions)}" if isinstance(values, Mapping) else "mapping"
+        return (
+            f"mapping to {_grouped(type_in_words(values, definitions))}" if isinstance(values, Mapping) else "mapping"
+        )
     bounds = [f"{words} {_bound(node[key])}" for key, words in _BOUNDS.items() if key in node]
     return ", ".join([_TYPES.get(str(kind), "any value"), *bounds])
+
+
+def _grouped(words: str) -> str:
+    return f"({words})" if " | " in words else words
 
 
 def _bound(value: float | str) -> str:

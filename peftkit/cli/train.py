@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftkit.cli.group import PluginFiles, Settings, TrustRemoteCode
+from peftkit.cli.group import PluginFiles, Settings, TrustRemoteCode, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,23 +16,20 @@ if TYPE_CHECKING:
     from peftkit.results import RunResult
 
 
+_RecipeFile = typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)
+_RunDir = typer.Option(metavar="DIR", help="Where the result goes; default: runs/<name of the recipe>.")
+_Resume = typer.Option(metavar="DIR", help="Continue the stopped run in DIR, with the recipe stored there.")
+_Overwrite = typer.Option("--overwrite", metavar="", help="Delete what a former run left in the folder.")
+_Quiet = typer.Option("--quiet", metavar="", help="No progress, notes and warnings; only the result.")
+
+
 def run(  # noqa: PLR0913 - typer makes each option from a parameter
-    recipe: Annotated[
-        Path | None, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)
-    ] = None,
-    run_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the result goes; default: runs/<name of the recipe>.")
-    ] = None,
+    recipe: Annotated[Path | None, _RecipeFile] = None,
+    run_dir: Annotated[Path | None, _RunDir] = None,
     settings: Settings = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Continue the stopped run in DIR, with the recipe stored there.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", metavar="", help="Delete what a former run left in the folder.")
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", metavar="", help="No progress, notes and warnings; only the result.")
-    ] = False,
+    resume: Annotated[Path | None, _Resume] = None,
+    overwrite: Annotated[bool, _Overwrite] = False,
+    quiet: Annotated[bool, _Quiet] = False,
     plugin: PluginFiles = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -44,29 +41,29 @@ def run(  # noqa: PLR0913 - typer makes each option from a parameter
     if resume is not None:
         _refuse_with_resume(recipe=recipe, set=settings, run_dir=run_dir, overwrite=overwrite)
     elif recipe is None:
-        raise typer.BadParameter("name a recipe file, or a stopped run with --resume DIR", param_hint="RECIPE")
+        raise UsageError("name a recipe file, or a stopped run with --resume DIR")
 
     from peftkit.cli.plugin_files import load_plugin_files
     from peftkit.recipe import Recipe
 
     load_plugin_files(plugin)
+    # The recipe comes before the import of the training code: its problems shall show at once.
     loaded = Recipe.from_yaml(recipe, settings=settings or ()) if recipe else None
-    folder = resume or run_dir or Path("runs", str(loaded.name if loaded else ""))
-    if loaded is not None and not quiet:
-        typer.echo(f"{_in_short(loaded)} -> {folder}", err=True)
 
     from peftkit import training
 
     options = training.RunOptions(overwrite=overwrite, trust_remote_code=trust_remote_code, show_progress=not quiet)
-    if loaded is None:
-        result = training.resume(folder, options=options)
-    else:
-        result = training.run(loaded, folder, options=options)
-    _print_result(result, folder)
+    if resume is not None:
+        _print_result(training.resume(resume, options=options), resume)
+    elif loaded is not None:
+        folder = run_dir or Path("runs", str(loaded.name))
+        if not quiet:
+            typer.echo(f"{_in_short(loaded)} -> {folder}", err=True)
+        _print_result(training.run(loaded, folder, options=options), folder)
 
 
 def check(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)],
+    recipe: Annotated[Path, _RecipeFile],
     settings: Settings = None,
     plugin: PluginFiles = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -113,7 +110,7 @@ def _refuse_with_resume(**given: object) -> None:
     for name, value in given.items():
         if value:
             option = "RECIPE" if name == "recipe" else f"--{name.replace('_', '-')}"
-            raise typer.BadParameter(f"--resume and {option} exclude each other: {reasons[name]}", param_hint=option)
+            raise UsageError(f"--resume and {option} exclude each other: {reasons[name]}")
 
 
 def _in_short(recipe: Recipe) -> str:

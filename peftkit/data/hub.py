@@ -62,9 +62,8 @@ class Hub(Selection, DataSource):
         # What datasets raises for missing, foreign and broken files; RuntimeError stands for loading scripts.
         except (datasets.exceptions.DatasetsError, ValueError, OSError, RuntimeError, KeyError) as problem:
             cause = problem.__cause__ or problem
-            raise DataError(
-                f"{place} cannot be read ({type(cause).__name__}: {cause}); check  data.config  and  data.revision"
-            ) from cause
+            reason = f"{type(cause).__name__}: {str(cause).strip()}"
+            raise DataError(f"{place} cannot be read ({reason}); check  data.config  and  data.revision") from cause
         return loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict(train=loaded)
 
     def _chosen(self, present: DatasetDict, place: str) -> DatasetDict:

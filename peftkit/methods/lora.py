@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from peftkit.methods import TuningContext, TuningMethod, methods
-from peftkit.methods.targets import Targets, find_targets
+from peftkit.methods.targets import Targets, find_targets, stores_weights_transposed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,5 +40,6 @@ class Lora(TuningMethod):
             lora_dropout=self.dropout,
             target_modules=find_targets(model, self.target_modules, head_modules=context.head_modules),
             modules_to_save=list(context.head_modules) or None,
+            fan_in_fan_out=stores_weights_transposed(model),
         )
         return get_peft_model(model, config)

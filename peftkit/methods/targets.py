@@ -56,6 +56,13 @@ def linear_layers(model: nn.Module) -> list[str]:
     ]
 
 
+def stores_weights_transposed(model: nn.Module) -> bool:
+    """Whether the linear layers are `Conv1D`, with weights (in, out): what peft calls `fan_in_fan_out`."""
+    from transformers.pytorch_utils import Conv1D
+
+    return any(isinstance(layer, Conv1D) for layer in model.modules())
+
+
 def folded(names: Iterable[str]) -> list[str]:
     """`names` with layer numbers as `*`, each once, in order: encoder.layer.*.attention.self.query."""
     return list(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names))

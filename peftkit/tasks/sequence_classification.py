@@ -199,7 +199,8 @@ class SequenceClassification(Task):
         labelled = "label" in rows.column_names
 
         def features(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, Any]:
-            texts = [[str(text) for text in batch[column]] for column in self.text_columns[: 1 + paired]]
+            columns = self.text_columns[: 1 + paired]
+            texts = [[_text(value, column, row) for value, row in zip(batch[column], indices)] for column in columns]
             encoded = dict(tokenizer(*texts, truncation=True, max_length=max_length))
             encoded[ROW] = indices
             if labelled:
@@ -308,6 +309,12 @@ class SequenceClassification(Task):
             return ", ".join(chosen) or "(none)"
         name: str = self.label_names[value]
         return name
+
+
+def _text(value: Any, column: str, row: int) -> str:
+    if value is None:
+        raise DataError(f"row {row}: the column {column!r} is empty; give it a text or remove the row")
+    return str(value)
 
 
 def _written(value: Any) -> str:

@@ -14,7 +14,7 @@ from rich.console import Console
 from peftkit.artifacts import locate_tokenizer
 from peftkit.errors import InterruptedRunError, RunError
 from peftkit.methods import TuningContext
-from peftkit.models import LoadedModel, load_model, load_tokenizer, save_weights
+from peftkit.models import LoadedModel, load_model, load_tokenizer, quiet_libraries, save_weights
 from peftkit.recipe import Recipe
 from peftkit.report import write_report
 from peftkit.results import RUN_FILE, RunResult
@@ -194,7 +194,8 @@ def _tuned_model(recipe: Recipe, data: PreparedData, *, environment: Environment
         head_modules=base.head_modules,
         total_steps=total_steps(recipe, len(data.features["train"])),
     )
-    return replace(base, model=recipe.method.apply(base.model, context))
+    with quiet_libraries():
+        return replace(base, model=recipe.method.apply(base.model, context))
 
 
 def _train(trainer: HookedTrainer, run_dir: Path, *, checkpoint: Path | None, progress: ShowProgress) -> None:
@@ -202,7 +203,8 @@ def _train(trainer: HookedTrainer, run_dir: Path, *, checkpoint: Path | None, pr
     trainer.add_callback(interrupt)
     trainer.add_callback(SealCheckpoints())
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with quiet_libraries():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         interrupt.stop()
         progress.stop()

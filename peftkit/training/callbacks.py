@@ -150,6 +150,12 @@ class StopOnInterrupt(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
 
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leaving the loop counts as an epoch's end to the engine; an extra evaluation would change the run."""
+        if self.asked and state.epoch is not None and state.epoch < args.num_train_epochs:
+            control.should_evaluate = False
+            control.should_save = False
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

@@ -266,7 +266,7 @@ def _class_findings(splits: Sequence[_Split]) -> Iterator[Finding]:
         only, rows = next(iter(counts.items()))
         yield Finding(
             "error",
-            f"split 'train' holds only the class {only!r} ({_rows(rows)}); a classifier needs at least two classes",
+            f"split 'train' holds only the class {only!r} ({_rows(rows)}); a classifier needs two or more",
         )
     for split in splits:
         unseen = Counter(name for name in split.classes if name is not None and name not in counts)

@@ -21,6 +21,7 @@ from transformers import (
 from peftkit.errors import RunError
 from peftkit.recipe import Recipe
 from peftkit.tasks import ROW, Task
+from peftkit.training.batching import LengthGroupedSampler
 from peftkit.training.environment import Environment
 
 if TYPE_CHECKING:
@@ -63,6 +64,15 @@ class HookedTrainer(Trainer):
             self.batch_rows = tuple(rows.tolist())
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
         return prepared
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        training = self.setup.recipe.training
+        if training.batching == "random":
+            return super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        # The engine's own sampler draws from the global random state, so a resumed run would see other rows.
+        return LengthGroupedSampler(lengths, training.batch_size, seed=self.setup.recipe.seed)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch forward and backward.
@@ -191,7 +201,6 @@ def _arguments(setup: Setup, checkpoints: Path) -> TrainingArguments:
         per_device_train_batch_size=training.batch_size,
         per_device_eval_batch_size=training.eval_batch_size,
         gradient_accumulation_steps=training.accumulation_steps,
-        train_sampling_strategy=training.batching,
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.scheduler,
         warmup_steps=training.warmup_steps,

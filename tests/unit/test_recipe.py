@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from pydantic import BaseModel, ValidationError
+
+from peftkit.errors import RecipeError
+from peftkit.recipe import KINDS, Recipe, json_schema
+
+SHIPPED = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+
+GOOD = """\
+model: org/tiny
+task: sequence_classification
+data: {name: files, train: train.csv}
+method: lora
+"""
+FULL = """\
+name: sst2
+seed: 7
+model: {id: org/tiny, max_length: 64}
+task:
+  name: sequence_classification
+  labels: {0: negative, 1: positive}
+data: {name: files, train: train.csv}
+method: {name: lora, rank: 4}
+loss: {name: cross_entropy}
+training:
+  learning_rate: 1e-4
+  evaluate_every: 50
+"""
+
+
+def problems(text: str, **options: Any) -> list[str]:
+    """The lines of the error that `text` gives, without the headline."""
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_text(text, origin="r.yaml", **options)
+    headline, *lines = str(caught.value).split("\n")
+    count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+    assert headline == f"r.yaml has {count}:"
+    return [line.removeprefix("  ") for line in lines]
+
+
+def test_a_short_recipe_takes_every_default() -> None:
+    recipe = Recipe.from_text(GOOD)
+    assert recipe.model.id == "org/tiny"
+    assert recipe.method.spec() == {
+        "name": "lora",
+        "rank": 8,
+        "alpha": 16,
+        "dropout": 0.0,
+        "target_modules": "all-linear",
+    }
+    assert (recipe.seed, recipe.loss, recipe.metrics, recipe.training.batch_size) == (0, None, (), 32)
+
+
+def test_every_problem_is_told_at_once_in_the_order_of_the_file() -> None:
+    text = (
+        "modle: org/tiny\n"
+        "task: {name: sequence_classification, problem_type: multi}\n"
+        "data: {name: files, train: t.csv, sample: 3}\n"
+        "method:\n  name: loar\n"
+        "training:\n  batch_size: many\n  lr: 1\n"
+    )
+    found = problems(text)
+    starts = [line.partition(": ")[0] for line in found]
+    assert starts == [
+        "model",
+        "modle (line 1)",
+        "task.problem_type (line 2)",
+        "data.sample (line 3)",
+        "method (line 4)",
+        "training.batch_size (line 7)",
+        "training.lr (line 8)",
+    ]
+    assert found[0] == "model: is required but absent (The base model: its id, or a mapping.)"
+    assert "did you mean 'model'?" in found[1]
+
+
+BAD = {
+    "misspelt key": ("trianing: {}\n", "trianing (line 5): unknown key; did you mean 'training'? (known here: name, "),
+    "key of another part": ("learning_rate: 1.0e-4\n", "unknown key; did you mean 'training.learning_rate'?"),
+    "component option outside": ("rank: 4\n", "rank (line 5): unknown key; did you mean 'method.rank'?"),
+    "initials": ("training: {lr: 1}\n", "training.lr (line 5): unknown key; did you mean 'learning_rate'?"),
+    "key of another library": ("training: {num_train_epochs: 1}\n", "unknown key; did you mean 'epochs'?"),
+    "key unlike any": ("zzz: 1\n", "zzz (line 5): unknown key (known here: name, description, seed, model, "),
+    "key that is no text": ("7: 1\n", "7 (line 5): unknown key (known here: name, "),
+    "text for a number": ("training: {batch_size: many}\n", "batch_size (line 5): must be a whole number, not 'many'"),
+    "fraction": ("seed: 1.5\n", "seed (line 5): must be a whole number, not 1.5"),
+    "too small": ("training: {batch_size: 0}\n", "training.batch_size (line 5): must be at least 1, not 0"),
+    "not above": ("training: {epochs: 0}\n", "training.epochs (line 5): must be more than 0, not 0"),
+    "too large": ("seed: 4294967296\n", "seed (line 5): must be less than 4294967296, not 4294967296"),
+    "infinite": ("training: {learning_rate: .inf}\n", "learning_rate (line 5): must be a finite number, not inf"),
+    "literal": (
+        "training: {precision: bf32}\n",
+        "training.precision (line 5): must be 'auto', 'fp32', 'bf16' or 'fp16', not 'bf32'; did you mean 'fp32'?",
+    ),
+    "literal or number": (
+        "training: {evaluate_every: often}\n",
+        "training.evaluate_every (line 5): must be 'epoch' or a whole number, not 'often'",
+    ),
+    "empty section": ("training:\n", "training (line 5): must be a mapping of keys, but it is empty"),
+    "section as text": ("training: fast\n", "training (line 5): must be a mapping of keys, not 'fast'"),
+    "name as number": ("name: 2024\n", 'name (line 5): must be text, not 2024; put it in quotes: "2024"'),
+    "name as path": ("name: ../up\n", r"name (line 5): must be text that matches ^\w[\w.-]*$, not '../up'"),
+    "name as flag": ("name: no\n", "not False; YAML reads yes, no, on and off as true and false: put the word in"),
+    "list as text": ("metrics: accuracy\n", "must be a list, not 'accuracy'; write it as a list: [accuracy]"),
+    "unknown loss": (
+        "loss: cross_entrpy\n",
+        "loss (line 5): unknown loss 'cross_entrpy'; did you mean 'cross_entropy'?",
+    ),
+    "loss without name": ("loss: {weight: 1}\n", "loss (line 5): a loss needs a name: write  {name: ..., option: ...}"),
+    "number as component": (
+        "loss: 5\n",
+        "loss (line 5): must be a loss, by its name or as a mapping with 'name', not 5",
+    ),
+    "repeated key": ("seed: 1\nseed: 2\n", "seed (line 6): stands twice, first on line 5; keep one"),
+    "best metric": (
+        "training: {best_metric: acuracy}\n",
+        "training.best_metric (line 5): 'acuracy' is not among the metrics (accuracy, f1_macro, "
+        "matthews_correlation); did you mean 'accuracy'?",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_key_or_value_says_where_what_and_what_was_meant(case: str) -> None:
+    addition, message = BAD[case]
+    found = problems(GOOD + addition)
+    assert len(found) == 1
+    assert message in found[0]
+
+
+NESTED_SOURCES = "\n  name: first_available\n  sources:\n  - hubb\n  - {name: hub, id: 5}"
+
+BAD_PARTS = {
+    "absent parts": (
+        "model: m\n",
+        ["data: is required but absent; name a data source: ", "task: is required but absent; name a task: "],
+    ),
+    "model without id": (
+        GOOD.replace("org/tiny", "{max_length: 5}"),
+        ["model.id (line 1): is required but absent (Hub id"],
+    ),
+    "empty model": (GOOD.replace("org/tiny", ""), ["model (line 1): must be a mapping of keys, but it is empty"]),
+    "empty model id": (
+        GOOD.replace("org/tiny", "{id: ''}"),
+        ["model.id (line 1): must be text of at least 1 character(s), not ''"],
+    ),
+    "method by capitals": (
+        GOOD.replace("lora", "LoRA"),
+        ["method (line 4): unknown tuning method 'LoRA'; did you mean 'lora'?"],
+    ),
+    "option of a component": (
+        GOOD.replace("lora", "{name: lora, rank: 0, lora_alpha: 2}"),
+        [
+            "method.rank (line 4): must be at least 1, not 0",
+            "method.lora_alpha (line 4): unknown key; did you mean 'alpha'?",
+        ],
+    ),
+    "item of a list": (
+        GOOD.replace("lora", "{name: lora, target_modules: [query, 3]}"),
+        ['method.target_modules.1 (line 4): must be text, not 3; put it in quotes: "3"'],
+    ),
+    "choice of types": (
+        GOOD.replace("lora", "{name: lora, target_modules: 5}"),
+        ["method.target_modules (line 4): must be 'attention', 'mlp', 'all-linear' or a list, not 5"],
+    ),
+    "component inside a component": (
+        GOOD.replace("{name: files, train: train.csv}", NESTED_SOURCES),
+        [
+            "data.sources.0 (line 6): unknown data source 'hubb'; did you mean 'hub'?",
+            "data.sources.1.id (line 7): must be text, not 5",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PARTS)
+def test_a_bad_part_names_its_key_and_line(case: str) -> None:
+    text, messages = BAD_PARTS[case]
+    found = problems(text)
+    for message in messages:
+        assert any(line.startswith(message) for line in found), found
+
+
+def test_one_key_gives_one_line_whatever_the_number_of_branches() -> None:
+    found = problems(GOOD.replace("lora", "{name: lora, target_modules: 5, rank: x}"))
+    assert len(found) == 2
+
+
+def test_repeated_keys_and_other_problems_are_told_together() -> None:
+    found = problems(GOOD + "seed: 1\nseed: 2\nnam: x\n")
+    assert [line.partition(":")[0] for line in found] == ["seed (line 6)", "nam (line 7)"]
+
+
+def test_long_values_are_cut_in_messages() -> None:
+    (line,) = problems(GOOD + f"seed: {'x' * 5000}\n")
+    assert len(line) < 150
+    assert line.endswith("xxx...")
+
+
+def test_a_problem_made_by_a_setting_says_so() -> None:
+    found = problems(GOOD + "training:\n  batch_size: 4\n", settings=["training.batch_size=x", "method.rnk=2"])
+    assert found[0].startswith("method.rnk (--set): unknown key; did you mean 'rank'?")
+    assert found[1] == "training.batch_size (--set): must be a whole number, not 'x'"
+
+
+def test_settings_win_over_the_file() -> None:
+    recipe = Recipe.from_text(FULL, settings=["method.rank=16", "model=org/other", "metrics=[]"])
+    assert recipe.method.spec()["rank"] == 16
+    assert recipe.model.id == "org/other"
+
+
+def test_yaml_1_1_reads_exponents_without_a_dot_as_text_and_still_they_count() -> None:
+    assert yaml.safe_load("1e-4") == "1e-4"
+    assert Recipe.from_text(FULL).training.learning_rate == 0.0001
+
+
+def test_nothing_in_a_recipe_can_be_changed() -> None:
+    recipe: Any = Recipe.from_text(FULL)
+    for part, key in ((recipe, "seed"), (recipe.model, "id"), (recipe.training, "epochs"), (recipe.method, "rank")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(part, key, 1)
+    assert recipe == Recipe.from_text(FULL)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("sst2.yaml", "sst2"), ("my first recipe.yaml", "my-first-recipe"), ("-.yaml", "recipe"), ("ä.b.yml", "ä.b")],
+)
+def test_the_file_names_a_run_that_has_no_name(tmp_path: Path, file: str, name: str) -> None:
+    (tmp_path / file).write_text(GOOD, "utf-8")
+    recipe = Recipe.from_yaml(tmp_path / file)
+    assert recipe.name == name
+    assert Recipe.from_text(recipe.to_yaml()) == recipe
+
+
+def test_a_name_in_the_file_wins_over_the_name_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text(FULL)
+    assert Recipe.from_yaml(tmp_path / "other.yaml").name == "sst2"
+
+
+def test_plain_values_read_back_or_name_their_origin() -> None:
+    recipe = Recipe.from_text(FULL)
+    assert Recipe.from_values(recipe.resolved(), origin="run.json") == recipe
+    with pytest.raises(RecipeError, match=r"run\.json has 1 problem:\n  seed: must be a whole number, not 'x'"):
+        Recipe.from_values({**recipe.resolved(), "seed": "x"}, origin="run.json")
+
+
+def awkward(annotation: dict[str, Any]) -> Any:
+    """A legal value of a schema node that is unlike its default where that is easy to find."""
+    if "enum" in annotation:
+        return annotation["enum"][-1]
+    if annotation.get("type") == "boolean":
+        return True
+    if annotation.get("type") == "integer":
+        return max(annotation.get("minimum", 0), annotation.get("exclusiveMinimum", 0) + 1) + 2
+    return None
+
+
+def component_specs() -> list[tuple[str, dict[str, Any]]]:
+    """Every component that can be built, with its defaults and again with other values where the schema has them."""
+    found = []
+    for kind, registry in KINDS.items():
+        for name in registry.loaded_names():
+            nodes = registry.get(name).model_json_schema().get("properties", {})
+            changed = {key: value for key, node in nodes.items() if (value := awkward(node)) is not None}
+            for options in ({}, changed):
+                try:
+                    registry.build({"name": name, **options})
+                except ValidationError:
+                    continue
+                found.append((kind, {"name": name, **options}))
+    return found
+
+
+SPECS = component_specs()
+
+
+@pytest.mark.parametrize(("kind", "spec"), SPECS, ids=[f"{kind}-{spec['name']}-{len(spec)}" for kind, spec in SPECS])
+def test_a_resolved_recipe_reads_back_equal_with_every_component(kind: str, spec: dict[str, Any]) -> None:
+    values = yaml.safe_load(FULL)
+    values["metrics" if kind == "metric" else kind] = [spec] if kind == "metric" else spec
+    recipe = Recipe.from_values(values, origin="test")
+    again = Recipe.from_text(recipe.to_yaml())
+    assert again == recipe
+    assert again.to_yaml() == recipe.to_yaml()
+    assert again.sha256 == recipe.sha256
+    json.dumps(recipe.resolved())
+
+
+def test_every_kind_took_part_in_the_round_trip() -> None:
+    assert {kind for kind, _ in SPECS} >= {"task", "method", "loss"}
+
+
+def test_awkward_texts_survive_the_round_trip() -> None:
+    values = yaml.safe_load(FULL)
+    values["description"] = 'yes: [no] "1e5" \n\ttab #x ä 猫 \u2028 \x85'
+    values["task"]["labels"] = {"no": "null", "1": "~", "": "2024-01-01"}
+    values["training"]["learning_rate"] = 5e-324
+    recipe = Recipe.from_values(values, origin="test")
+    assert Recipe.from_text(recipe.to_yaml()) == recipe
+
+
+def test_equal_recipes_have_equal_digests_however_they_are_written() -> None:
+    longhand = "seed: 0\nmethod: {rank: 8, name: lora}\n" + GOOD.replace("method: lora\n", "")
+    assert Recipe.from_text(longhand) == Recipe.from_text(GOOD)
+    assert Recipe.from_text(longhand).sha256 == Recipe.from_text(GOOD).sha256
+
+
+@pytest.mark.parametrize("setting", ["seed=1", "method.rank=9", "data.train=other.csv", "training.epochs=2", "name=x"])
+def test_different_recipes_have_different_digests(setting: str) -> None:
+    assert Recipe.from_text(GOOD, settings=[setting]).sha256 != Recipe.from_text(GOOD).sha256
+
+
+def test_the_digest_is_the_same_in_another_process() -> None:
+    code = f"from peftkit.recipe import Recipe; print(Recipe.from_text({FULL!r}).sha256)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == Recipe.from_text(FULL).sha256
+
+
+def as_json(text: str) -> Any:
+    """YAML as an editor sees it: keys are text, and 1e-4 is a number as in YAML 1.2."""
+    return json.loads(json.dumps(yaml.safe_load(text.replace("1e-4", "1.0e-4"))))
+
+
+@pytest.fixture(scope="module")
+def validator() -> Draft202012Validator:
+    schema = json_schema()
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema)
+
+
+@pytest.mark.parametrize("text", [GOOD, FULL, *(path.read_text("utf-8") for path in SHIPPED)])
+def test_the_schema_accepts_good_recipes(validator: Draft202012Validator, text: str) -> None:
+    Recipe.from_text(text)
+    validator.validate(as_json(text))
+    validator.validate(json.loads(json.dumps(Recipe.from_text(text).resolved())))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD + "trianing: {}\n",
+        GOOD + "training: {batch_sise: 1}\n",
+        GOOD + "training: {batch_size: 0}\n",
+        GOOD + "loss: {name: cross_entropy, wieght: 1}\n",
+        GOOD.replace("lora", "loar"),
+        GOOD.replace("lora", "{name: lora, rnak: 3}"),
+        GOOD.replace("lora", "{name: lora, rank: 0}"),
+        GOOD.replace("lora", "{rank: 3}"),
+        GOOD.replace("model: org/tiny\n", ""),
+        GOOD + "metrics: [accuracyy]\n",
+    ],
+)
+def test_the_schema_rejects_what_the_recipe_rejects(validator: Draft202012Validator, text: str) -> None:
+    with pytest.raises(RecipeError):
+        Recipe.from_text(text)
+    assert not validator.is_valid(as_json(text))
+
+
+def test_the_schema_covers_every_component_with_every_option() -> None:
+    definitions = json_schema()["$defs"]
+    for registry in KINDS.values():
+        for name in registry.loaded_names():
+            properties = definitions[f"{registry.package}.{name}"]["properties"]
+            assert set(properties) == {"name", *registry.get(name).model_fields}
+            assert properties["name"] == {"const": name}
+
+
+def test_every_reference_in_the_schema_leads_somewhere() -> None:
+    schema = json_schema()
+    waiting: list[Any] = [schema]
+    references = set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            references |= {node["$ref"]} if "$ref" in node else set()
+            assert "x-registry" not in node
+        waiting += node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+    assert references
+    assert {f"#/$defs/{name}" for name in schema["$defs"]} >= references
+
+
+def test_every_key_of_the_recipe_explains_itself() -> None:
+    waiting: list[type[BaseModel]] = [Recipe]
+    while waiting:
+        for key, field in (section := waiting.pop()).model_fields.items():
+            assert field.description, f"{section.__name__}.{key} has no docstring below it"
+            if isinstance(field.annotation, type) and field.annotation.__module__ == Recipe.__module__:
+                waiting.append(field.annotation)
