@@ -26,6 +26,8 @@ class Component(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
     name: ClassVar[str]
+    shorthand: ClassVar[str | None] = None
+    """Option that `"name:value"` sets, so that `"hub:rouge"` means `{"name": "hub", "metric": "rouge"}`."""
 
     def spec(self) -> dict[str, Any]:
         """The recipe form of this component, every default written out: `{"name": "lora", "rank": 8, ...}`."""
@@ -121,21 +123,32 @@ class Registry(Generic[C]):
         return self._classes[name]
 
     def build(self, spec: str | Mapping[str, Any]) -> C:
-        """A validated component from its recipe form: `"lora"` or `{"name": "lora", "rank": 8}`.
+        """A validated component from its recipe form: `"lora"`, `{"name": "lora", "rank": 8}` or `"hub:rouge"`.
 
         Raises:
             UnknownComponentError: the name is missing or unknown.
             pydantic.ValidationError: options the component does not accept.
         """
-        if isinstance(spec, str):
-            return self.get(spec)()
-        options = dict(spec)
+        options = self._spelled_out(spec) if isinstance(spec, str) else dict(spec)
         name = options.pop("name", None)
         if not isinstance(name, str):
             raise UnknownComponentError(
                 f"a {self.noun} needs a name: write  {{name: ..., option: ...}}  with one of: {', '.join(self.names())}"
             )
         return self.get(name).model_validate(options)
+
+    def _spelled_out(self, text: str) -> dict[str, Any]:
+        """`"lora"` or `"hub:rouge"` as a mapping."""
+        name, colon, value = text.partition(":")
+        if not colon:
+            return {"name": text}
+        option = self.get(name).shorthand
+        if option is None:
+            raise UnknownComponentError(
+                f"the {self.noun} {name!r} takes nothing after a colon, but {text!r} gives {value!r}; "
+                f"write  {{name: {name}, option: ...}}"
+            )
+        return {"name": name, option: value}
 
     def _import_builtins(self) -> None:
         if self._builtins_imported:

@@ -66,6 +66,7 @@ class HubServer:
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # one packet per answer: two would wait 40 ms for the delayed acknowledgement of the first
 
     def do_HEAD(self) -> None:
         self._answer()

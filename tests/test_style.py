@@ -149,7 +149,7 @@ def find_machine_paths(file: File) -> list[str]:
 
 
 def find_tests_without_checks(file: File) -> list[str]:
-    """Tests that cannot fail: no assert, no pytest.raises, pytest.warns or pytest.fail, no call of assert_... or validate."""
+    """Tests that cannot fail: no assert, no pytest.raises, .warns or .fail, no call of assert_... or validate."""
     if not Path(file.path).name.startswith("test_"):
         return []
     return [

@@ -188,10 +188,13 @@ def _download(repository: Repository, names: Iterable[str]) -> Path:
 @contextmanager
 def _refusals(repository: Repository) -> Iterator[None]:
     """Each way in which the hub can say no becomes its own message."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    # Taken from there, not from the HTTP client, because the client differs between versions of huggingface_hub.
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # imported there, not re-exported
+    # HTTPError is taken from there because the HTTP client differs between versions of huggingface_hub.
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # imported there, not re-exported
+        GatedRepoError,
+        HTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         yield
@@ -209,7 +212,8 @@ def _refusals(repository: Repository) -> Iterator[None]:
     except (HTTPError, OSError) as problem:
         first_line = str(problem).strip().partition("\n")[0]
         raise NotAvailableError(
-            f"the download broke off ({type(problem).__name__}: {first_line}); running again fetches only what is missing"
+            f"the download broke off ({type(problem).__name__}: {first_line}); "
+            "running again fetches only the files that are missing"
         ) from problem
 
 

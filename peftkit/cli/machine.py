@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import typer
 
@@ -61,6 +62,7 @@ def _software() -> Iterator[Finding]:
 
 
 def _device() -> Iterator[Finding]:
+    import platform
     import shutil
 
     try:
@@ -78,9 +80,11 @@ def _device() -> Iterator[Finding]:
     driver = None
     if device == "cpu" and shutil.which("nvidia-smi"):
         driver = "an NVIDIA driver is installed, but torch does not see a GPU; install a CUDA build of torch"
-    yield Finding("device", f"{device}: {_cpu_name()}, {torch.get_num_threads()} threads", driver)
+    facts = read_processor()
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    yield Finding("device", f"{device}: {name}, {torch.get_num_threads()} threads", driver)
     if device == "cpu":
-        native = _cpu_computes_bfloat16()
+        native = computes_bfloat16(facts)
         told = {True: "bfloat16 in hardware", False: "bfloat16 emulated: slower than float32", None: "bfloat16 unknown"}
         yield Finding("number types", f"float32; {told[native]}; float16 for storage only")
     else:
@@ -103,33 +107,22 @@ def _gpus() -> Iterator[Finding]:
     )
 
 
-def _cpu_facts() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty on systems without it."""
-    from pathlib import Path
-
-    path = Path("/proc/cpuinfo")
+def read_processor(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+    """The first processor that Linux lists; empty on systems without such a list."""
     if not path.is_file():
         return {}
-    pairs = (line.partition(":") for line in path.read_text().partition("\n\n")[0].splitlines())
+    pairs = (line.partition(":") for line in path.read_text("utf-8").partition("\n\n")[0].splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _cpu_name() -> str:
-    import platform
-
-    return _cpu_facts().get("model name") or platform.processor() or platform.machine()
-
-
-def _cpu_computes_bfloat16() -> bool | None:
-    """Whether the processor multiplies bfloat16 itself (AVX512-BF16, AMX, Arm BF16); None where that cannot be told."""
-    facts = _cpu_facts()
+def computes_bfloat16(facts: Mapping[str, str]) -> bool | None:
+    """Whether a processor multiplies bfloat16 itself (AVX512-BF16, AMX, Arm BF16); None where that cannot be told."""
     flags = (facts.get("flags") or facts.get("Features") or "").split()
     return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16")) if flags else None
 
 
 def _surroundings() -> Iterator[Finding]:
     import shutil
-    from pathlib import Path
 
     from peftkit.artifacts import cache_dir, hub_reachable
     from peftkit.cli.output import bytes_in_words
@@ -145,29 +138,36 @@ def _surroundings() -> Iterator[Finding]:
 
 
 def _libraries() -> Iterator[Finding]:
-    """Versions of what peftkit needs, and of what it can use."""
-    from importlib.metadata import PackageNotFoundError, requires, version
-
-    from packaging.requirements import Requirement
+    from importlib.metadata import PackageNotFoundError, requires
 
     try:
-        needed = [Requirement(line) for line in requires("peftkit") or ()]
+        needed = requires("peftkit") or ()
     except PackageNotFoundError:
         yield Finding("peftkit", "not installed", "peftkit runs from a folder; install it with  pip install -e .")
         return
-    for requirement in needed:
+    yield from compare_libraries(needed)
+
+
+def compare_libraries(needed: Sequence[str]) -> Iterator[Finding]:
+    """Versions of the libraries that requirements name; an extra that is one library counts as optional."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from packaging.requirements import Requirement
+
+    for requirement in map(Requirement, needed):
         extra = str(requirement.marker).partition("extra == ")[2].strip("\"'") if requirement.marker else ""
-        if extra in ("test", "all") or (extra and extra != requirement.name):
+        if extra not in ("", requirement.name):
             continue
         try:
             installed = version(requirement.name)
         except PackageNotFoundError:
-            install = f"pip install 'peftkit[{extra}]'" if extra else f"pip install '{requirement}'"
-            problem = None if extra else f"{requirement.name} is missing; install it with  {install}"
-            yield Finding(requirement.name, f"not installed (optional: {install})" if extra else "missing", problem)
+            if extra:
+                yield Finding(requirement.name, f"not installed; optional:  pip install 'peftkit[{extra}]'")
+            else:
+                repair = f"{requirement.name} is missing; install it with  pip install '{requirement}'"
+                yield Finding(requirement.name, "missing", repair)
             continue
+        wanted = f"{requirement.name}{requirement.specifier}"
         fits = requirement.specifier.contains(installed, prereleases=True)
-        problem = (
-            f"{requirement.name} {installed} does not fit; pip install '{requirement.name}{requirement.specifier}'"
-        )
-        yield Finding(requirement.name, installed, None if fits else problem)
+        problem = None if fits else f"{requirement.name} {installed} does not fit; pip install '{wanted}'"
+        yield Finding(requirement.name, installed, problem)

@@ -84,7 +84,7 @@ def type_in_words(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> st
 def _typed(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     kind = node.get("type")
     if kind == "array":
-        items = node.get("items") or {"anyOf": node.get("prefixItems", [])}
+        items = node.get("items") or ({"anyOf": node["prefixItems"]} if "prefixItems" in node else {})
         return f"list of {_grouped(type_in_words(items, definitions))}"
     if kind == "object":
         if "properties" in node:

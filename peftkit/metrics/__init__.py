@@ -6,25 +6,65 @@ Every metric is also an `evaluate.Metric` (`Metric.module`), so it combines with
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from peftkit.registry import Component, Registry
+
+if TYPE_CHECKING:
+    import evaluate
+    import numpy as np
+
+Rows: TypeAlias = "Sequence[Any] | np.ndarray"
+"""Predictions or references: (rows,) class indices or real values; (rows, labels) 0/1 for multi-label."""
 
 
 class Metric(Component):
     """A named score of predictions against references."""
 
-    greater_is_better: ClassVar[bool] = True
-    """Whether training keeps the checkpoint with the highest value."""
+    @property
+    def score_name(self) -> str:
+        """Name of the score that selects checkpoints. Differs from `name` where options change what is computed."""
+        return self.name
 
-    def compute(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-        """Scores by name; the first entry has the metric's own name and is the one that selects checkpoints.
+    @property
+    def greater_is_better(self) -> bool:
+        """Whether training keeps the checkpoint with the highest value."""
+        return True
+
+    def compute(self, predictions: Rows, references: Rows) -> dict[str, float]:
+        """Scores by name; the first is called `score_name`.
 
         Args:
             predictions: (rows,) class indices or real values; (rows, labels) 0/1 for multi-label.
             references: the same shape as `predictions`.
+
+        Raises:
+            DataError: the metric has no meaning for such rows, or there are none.
         """
         raise NotImplementedError
+
+    def resampled(self, predictions: np.ndarray, references: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """Scores of many resamples of the rows, for `bootstrap_intervals`: (resamples,) by name.
+
+        This general form calls `compute` once per resample. A metric that is too slow for a thousand calls returns {}
+        instead, and is then reported without an interval.
+
+        Args:
+            counts: (resamples, rows) integers; how often each resample holds each row.
+        """
+        import numpy as np
+
+        scores = []
+        for count in counts:
+            rows = np.repeat(np.arange(len(count)), count)
+            scores.append(self.compute(predictions[rows], references[rows]))
+        return {name: np.array([score[name] for score in scores]) for name in scores[0]}
+
+    def module(self) -> evaluate.Metric:
+        """This metric for the evaluate library: `evaluate.combine([metric.module(), ...])` works offline."""
+        from peftkit.metrics.evaluate_module import evaluate_module
+
+        return evaluate_module(self)
 
 
 metrics: Registry[Metric] = Registry("peftkit.metrics", "metric")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -200,7 +201,7 @@ class SequenceClassification(Task):
 
         def features(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, Any]:
             columns = self.text_columns[: 1 + paired]
-            texts = [[_text(value, column, row) for value, row in zip(batch[column], indices)] for column in columns]
+            texts = [list(map(_text, batch[column], repeat(column), indices)) for column in columns]
             encoded = dict(tokenizer(*texts, truncation=True, max_length=max_length))
             encoded[ROW] = indices
             if labelled:

@@ -150,7 +150,9 @@ class StopOnInterrupt(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Leaving the loop counts as an epoch's end to the engine; an extra evaluation would change the run."""
         if self.asked and state.epoch is not None and state.epoch < args.num_train_epochs:
             control.should_evaluate = False

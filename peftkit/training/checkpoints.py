@@ -41,7 +41,11 @@ def damage(checkpoint: Path) -> str | None:
     manifest = checkpoint / MANIFEST
     if not manifest.is_file():
         return f"{MANIFEST} is missing, so writing was cut off"
-    for name, digest in json.loads(manifest.read_text("utf-8")).items():
+    try:
+        digests = json.loads(manifest.read_text("utf-8"))
+    except ValueError:
+        return f"{MANIFEST} is cut off"
+    for name, digest in digests.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"

@@ -55,9 +55,7 @@ def test_silent_hub_is_noticed_within_three_seconds_and_asked_only_once(silent: 
     assert len(silent.accepted) == 1
 
 
-def test_hanging_name_lookup_is_given_up_within_three_seconds(
-    hub_server: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hanging_name_lookup_is_given_up_in_time(hub_server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hang = threading.Event()
 
     def getaddrinfo(*args: object, **kwargs: object) -> list[object]:
@@ -65,11 +63,12 @@ def test_hanging_name_lookup_is_given_up_within_three_seconds(
         raise socket.gaierror("no such host")
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("peftkit.artifacts.reachability.ANSWER_SECONDS", 0.2)  # the test above waits for the real one
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
     started = time.monotonic()
     try:
         assert hub_problem() == "no answer from http://hub.invalid within 3 seconds"
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 1
     finally:
         hang.set()
         for thread in threading.enumerate():

@@ -1,0 +1,321 @@
+"""A run from recipe to folder, on a tiny model: what it leaves, that it repeats, resumes and refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import peftkit.training
+from peftkit.errors import CapabilityError, DataError, InterruptedRunError, RecipeError, RunError
+from peftkit.predictor import load
+from peftkit.recipe import Recipe
+from peftkit.results import RunResult
+from peftkit.training import RunOptions, resume, run
+from peftkit.training.callbacks import ShowProgress
+
+MakeRecipe = Callable[..., Recipe]
+
+pytestmark = pytest.mark.training
+QUIET = RunOptions(show_progress=False)
+
+
+def weights(run_dir: Path) -> bytes:
+    return (run_dir / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Press Ctrl-C while the given step is computed."""
+    original = ShowProgress.on_step_end
+
+    def press(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(ShowProgress, "on_step_end", press)
+
+
+def test_run_leaves_a_folder_that_says_what_happened(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    result = run(make_recipe("training.epochs=6"), tmp_path / "run", options=QUIET)
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"adapter", "recipe.yaml", "run.json", "report.html"} <= left
+    assert "checkpoints" not in left
+    assert RunResult.read(tmp_path / "run") == result
+    assert result.data.rows == {"train": 48, "validation": 16}
+    losses = [point.values["loss"] for point in result.history if "loss" in point.values]
+    assert len(losses) == 36  # 6 epochs x 6 batches, logged at each step
+    assert sum(losses[-6:]) < 0.5 * sum(losses[:6])
+    scores = [point.values["validation_accuracy"] for point in result.history if "validation_accuracy" in point.values]
+    assert result.metrics["validation"]["accuracy"] == max(scores)
+    resolved = Recipe.from_yaml(tmp_path / "run" / "recipe.yaml")
+    assert resolved.training.learning_rate == 0.01
+    assert resolved.task.labels == ("negative", "positive")  # type: ignore[attr-defined] # of this task
+    assert resolved.sha256 == result.recipe_sha256
+
+
+def test_adapter_loads_in_a_process_that_never_imports_peftkit(
+    make_recipe: MakeRecipe, tiny_bert: Path, tmp_path: Path
+) -> None:
+    run(make_recipe(), tmp_path / "run", options=QUIET)
+    ours = load(tmp_path / "run").logits(["a joyous film", "a dull mess of a movie"])
+    script = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+base, adapter = sys.argv[1:]
+model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+model = PeftModel.from_pretrained(model, adapter).eval()
+tokenizer = AutoTokenizer.from_pretrained(adapter)
+with torch.inference_mode():
+    batch = tokenizer(["a joyous film", "a dull mess of a movie"], padding=True, return_tensors="pt")
+    print("LOGITS" + json.dumps(model(**batch).logits.tolist()))
+assert "peftkit" not in sys.modules
+"""
+    command = [sys.executable, "-c", script, str(tiny_bert), str(tmp_path / "run" / "adapter")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    theirs = json.loads(printed.partition("LOGITS")[2])
+    assert torch.allclose(torch.tensor(theirs), torch.from_numpy(ours), atol=1e-5)
+
+
+def test_same_recipe_and_seed_give_identical_metrics_and_bytes(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    settings = ("method.dropout=0.1", "training.batching=group_by_length")
+    runs = [run(make_recipe(*settings), tmp_path / name, options=QUIET) for name in ("first", "second")]
+    assert runs[0].metrics == runs[1].metrics
+    folders = [tmp_path / name / "adapter" for name in ("first", "second")]
+    files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
+    assert files[0] == files[1]
+    other = run(make_recipe(*settings, "seed=1"), tmp_path / "third", options=QUIET)
+    assert weights(tmp_path / "third") != weights(tmp_path / "first")
+    assert other.recipe_sha256 != runs[0].recipe_sha256
+
+
+@pytest.mark.parametrize("batching", ["random", "group_by_length"])
+@pytest.mark.parametrize("step", [3, 6, 8])  # in the first epoch, at its end, in the second
+def test_interrupted_run_resumes_to_the_same_bytes(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batching: str, step: int
+) -> None:
+    recipe = make_recipe("method.dropout=0.2", f"training.batching={batching}")
+    whole = run(recipe, tmp_path / "whole", options=QUIET)
+    with monkeypatch.context() as patched:
+        stop_at(patched, step)
+        with pytest.raises(InterruptedRunError, match=rf"stopped at step {step} of 12.*--resume {tmp_path}/cut"):
+            run(recipe, tmp_path / "cut", options=QUIET)
+    resumed = resume(tmp_path / "cut", options=QUIET)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    assert resumed.metrics == whole.metrics
+    assert [point.values.get("validation_accuracy") for point in resumed.history] == [
+        point.values.get("validation_accuracy") for point in whole.history
+    ]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_resume_passes_over_a_damaged_checkpoint_and_says_so(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe("training.epochs=3", "training.keep_checkpoints=3")
+    run(recipe, tmp_path / "whole", options=QUIET)
+    with monkeypatch.context() as patched:
+        stop_at(patched, 14)
+        with pytest.raises(InterruptedRunError):
+            run(recipe, tmp_path / "cut", options=QUIET)
+    (tmp_path / "cut" / "checkpoints" / "checkpoint-14" / "optimizer.pt").unlink()
+    resume(tmp_path / "cut")
+    said = capsys.readouterr().err
+    assert "checkpoint-14' is not whole: optimizer.pt is missing" in said
+    assert "resuming from checkpoint-12" in said
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_accumulated_micro_batches_equal_one_batch(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """48 rows in batches of 20, 20, 8: as 3 x 1 and as micro-batches of 5 in which the last step is short."""
+    common = ("training.optimizer=sgd", "training.learning_rate=0.5", "training.epochs=1", "training.max_grad_norm=0")
+    run(make_recipe(*common, "training.batch_size=20"), tmp_path / "one", options=QUIET)
+    run(
+        make_recipe(*common, "training.batch_size=5", "training.accumulation_steps=4"), tmp_path / "four", options=QUIET
+    )
+    one, four = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "four"))
+    for name, expected in one.items():
+        # fp32 sums in another order: a few ulps of the largest weight
+        assert torch.allclose(four[name], expected, atol=2e-6), name
+
+
+def test_full_tuning_saves_a_whole_model_that_predicts_as_evaluated(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe("method=full", "training.learning_rate=0.001", "training.epochs=4")
+    result = run(recipe, tmp_path / "run", options=QUIET)
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    assert result.model.trainable_parameters == result.model.total_parameters
+    assert_predicts_as_evaluated(recipe, result, tmp_path / "run")
+
+
+def test_predictor_gives_the_scores_of_the_evaluation(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe("training.epochs=4")
+    result = run(recipe, tmp_path / "run", options=QUIET)
+    assert_predicts_as_evaluated(recipe, result, tmp_path / "run")
+
+
+def assert_predicts_as_evaluated(recipe: Recipe, result: RunResult, run_dir: Path) -> None:
+    rows = recipe.data.load().splits["validation"]
+    answers = load(run_dir)(rows["text"])
+    right = [answer["label"] == label for answer, label in zip(answers, rows["label"], strict=True)]
+    assert sum(right) / len(right) == pytest.approx(result.metrics["validation"]["accuracy"])
+    assert all(sum(answer["probabilities"].values()) == pytest.approx(1.0) for answer in answers)
+
+
+def test_merged_adapter_predicts_the_same(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    run(make_recipe(), tmp_path / "run", options=QUIET)
+    texts = ["a joyous film", "", "dull " * 40, "a joyous film"]
+    apart = load(tmp_path / "run").logits(texts, batch_size=3)
+    merged = load(tmp_path / "run", merge=True).logits(texts)
+    assert torch.allclose(torch.from_numpy(merged), torch.from_numpy(apart), atol=1e-5)
+    assert apart[0] == pytest.approx(apart[3], abs=1e-6)  # the order of the inputs is kept
+
+
+def test_unmergeable_method_and_unknown_device_are_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    run(make_recipe("method=full", "training.max_steps=1"), tmp_path / "run", options=QUIET)
+    with pytest.raises(CapabilityError, match="method 'full' cannot be merged"):
+        load(tmp_path / "run", merge=True)
+    with pytest.raises(CapabilityError, match="device 'quantum' cannot be used here"):
+        load(tmp_path / "run", device="quantum")
+
+
+def test_changed_weights_are_not_served(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    run(make_recipe("training.max_steps=1"), tmp_path / "run", options=QUIET)
+    path = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(RunError, match=r"adapter_model\.safetensors' has changed since the run wrote it"):
+        load(tmp_path / "run")
+
+
+def test_head_lost_in_saving_fails_the_run(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = peftkit.training.save_weights
+
+    def save_without_head(*args: Any, **kwargs: Any) -> Path:
+        folder = save(*args, **kwargs)
+        path = folder / "adapter_model.safetensors"
+        kept = {name: tensor * (0.0 if "classifier" in name else 1.0) for name, tensor in load_file(path).items()}
+        save_file(kept, path)
+        return folder
+
+    monkeypatch.setattr(peftkit.training, "save_weights", save_without_head)
+    with pytest.raises(RunError, match="the saved weights do not reload: logits of 8 probe rows differ by up to"):
+        run(make_recipe("training.max_steps=2"), tmp_path / "run", options=QUIET)
+    assert not (tmp_path / "run" / "run.json").exists()
+    assert (tmp_path / "run" / "checkpoints").is_dir()
+
+
+def test_loss_that_is_no_number_names_the_rows(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe("training.learning_rate=1e30", "training.max_grad_norm=0", "training.optimizer=sgd")
+    with pytest.raises(
+        RunError, match=r"the loss became (nan|inf) at step \d+, on this batch: train row \d+ \(.*csv:\d+\)"
+    ):
+        run(recipe, tmp_path / "run", options=QUIET)
+
+
+def test_parameter_without_gradient_is_named(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peftkit.methods.lora import Lora
+
+    apply = Lora.apply
+
+    def apply_with_idle_weight(self: Lora, model: Any, context: Any) -> Any:
+        tuned = apply(self, model, context)
+        tuned.idle = torch.nn.Parameter(torch.zeros(3))
+        return tuned
+
+    monkeypatch.setattr(Lora, "apply", apply_with_idle_weight)
+    with pytest.raises(RunError, match=r"1 of \d+ trainable parameters got no gradient on the first step.*: idle;"):
+        run(make_recipe(), tmp_path / "run", options=QUIET)
+
+
+def test_gradient_checkpointing_changes_no_byte(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    run(make_recipe("training.max_steps=4"), tmp_path / "plain", options=QUIET)
+    run(make_recipe("training.max_steps=4", "training.gradient_checkpointing=true"), tmp_path / "less", options=QUIET)
+    assert weights(tmp_path / "plain") == weights(tmp_path / "less")
+
+
+def test_early_stopping_stops(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe("training.learning_rate=1e-12", "training.epochs=9", "training.early_stopping_patience=2")
+    result = run(recipe, tmp_path / "run", options=QUIET)
+    assert result.cost.steps == 18  # nothing improves after the first of epochs of 6 steps
+    assert result.best_step == 6
+
+
+def test_tensorboard_gets_the_curve(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    run(make_recipe("training.max_steps=2", "training.report_to=[tensorboard]"), tmp_path / "run", options=QUIET)
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+
+
+def test_missing_tracker_is_named_before_anything_is_loaded(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    if __import__("importlib").util.find_spec("mlflow"):
+        pytest.skip("mlflow is installed here")
+    with pytest.raises(CapabilityError, match=r"training\.report_to names 'mlflow', which is not installed"):
+        run(make_recipe("training.report_to=[mlflow]", "model.id=./nowhere"), tmp_path / "run", options=QUIET)
+
+
+def test_used_folder_is_refused_and_overwritten_only_if_it_is_a_run(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe("training.max_steps=1")
+    run(recipe, tmp_path / "run", options=QUIET)
+    with pytest.raises(RunError, match=r"run' is not empty \(adapter, .*replace it with --overwrite"):
+        run(recipe, tmp_path / "run", options=QUIET)
+    with pytest.raises(RunError, match="is finished already; see it with  peftkit report"):
+        resume(tmp_path / "run", options=QUIET)
+    (tmp_path / "run" / "left.txt").write_text("from before")
+    run(recipe, tmp_path / "run", options=RunOptions(overwrite=True, show_progress=False))
+    assert not (tmp_path / "run" / "left.txt").exists()
+
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"meow")
+    with pytest.raises(RunError, match="holds files that are no run of peftkit"):
+        run(recipe, tmp_path / "photos", options=RunOptions(overwrite=True, show_progress=False))
+    assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"meow"
+
+
+def test_resume_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"holds no run to resume \(no recipe.yaml\)"):
+        resume(tmp_path, options=QUIET)
+
+
+def test_broken_rows_stop_the_run_all_at_once(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\ngood,positive\n,negative\nfine,\nbad,negative\n")
+    with pytest.raises(DataError) as caught:
+        run(make_recipe(train=tmp_path / "train.csv"), tmp_path / "run", options=QUIET)
+    assert "train.csv:3" in str(caught.value)
+    assert "train.csv:4" in str(caught.value)
+
+
+def test_half_precision_weights_cannot_be_trained(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"model\.dtype bfloat16 stores the base weights in 16 bits, and method 'full'"):
+        run(make_recipe("method=full", "model.dtype=bfloat16"), tmp_path / "run", options=QUIET)
+
+
+def test_bfloat16_base_trains_float32_adapters_and_reloads(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    run(make_recipe("model.dtype=bfloat16", "training.precision=bf16"), tmp_path / "run", options=QUIET)
+    saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    assert load(tmp_path / "run")("a joyous film")[0]["label"] in ("negative", "positive")
+
+
+def test_result_names_no_place_of_this_machine_but_what_the_recipe_says(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    run(make_recipe("training.max_steps=1"), tmp_path / "run", options=QUIET)
+    config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == make_recipe().model.id
+    digest = hashlib.sha256(weights(tmp_path / "run")).hexdigest()
+    assert RunResult.read(tmp_path / "run").files["adapter/adapter_model.safetensors"] == digest
