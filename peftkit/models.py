@@ -58,7 +58,10 @@ def load_model(spec: ModelSpec, head: Head, *, dtype: torch.dtype, trust_remote_
         model, missing = _load_weights(artifact, head, dtype=dtype, trust_remote_code=trust_remote_code)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    return LoadedModel(model, tokenizer, artifact, _head_modules(model, head, missing))
+    heads = _head_modules(model, head, missing)
+    for name in heads:
+        model.get_submodule(name).float()  # what trains is float32, whatever the base is stored in
+    return LoadedModel(model, tokenizer, artifact, heads)
 
 
 def load_tokenizer(artifact: Artifact, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -152,7 +152,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
         best = self.training.best_metric
-        known = [metric.name for metric in self.metrics] or list(self.task.default_metrics)
+        scored = self.metrics or [metrics.build(name) for name in self.task.default_metrics]
+        known = [metric.score_name for metric in scored]
         if best is not None and best not in known:
             close = closest(best, known)
             hint = f"; did you mean {close!r}?" if close else ""
@@ -223,6 +224,7 @@ def json_schema() -> dict[str, Any]:
             definitions[f"{registry.package}.{name}"] = component
         mappings: list[dict[str, Any]] = [{"$ref": f"#/$defs/{registry.package}.{name}"} for name in classes]
         unloaded = [name for name in registry.names() if name not in classes]
+        mappings += [{"pattern": f"^{name}:.", "type": "string"} for name, cls in classes.items() if cls.shorthand]
         if unloaded:
             # Plugins that nothing has asked for yet: known by name, their options unknown without running their code.
             mappings.append({"type": "object", "properties": {"name": {"enum": unloaded}}, "required": ["name"]})

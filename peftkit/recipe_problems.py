@@ -61,7 +61,7 @@ def _repetition_lines(source: YamlSource) -> Iterator[tuple[int, str]]:
 
 
 def _problem_lines(problem: ValidationError, source: YamlSource, *, root: type[BaseModel]) -> Iterator[tuple[int, str]]:
-    found = [_Found(_real_path(error["loc"], source.value), error) for error in problem.errors()]
+    found = [_Found(_real_path(error, source.value), error) for error in problem.errors()]
     paths = list(dict.fromkeys(item.path for item in found))
     for path in paths:
         # Of a union pydantic reports every branch; the one that went further down is the one that was meant.
@@ -75,20 +75,19 @@ def _problem_lines(problem: ValidationError, source: YamlSource, *, root: type[B
         yield order, f"{dotted} ({where}): {message}" if where else f"{dotted}: {message}"
 
 
-def _real_path(loc: tuple[int | str, ...], value: Any) -> KeyPath:
-    """`loc` without the labels that pydantic adds for unions and tuples, which are no keys of the file."""
+def _real_path(error: ErrorDetails, value: Any) -> KeyPath:
+    """Where the error is, without the labels that pydantic adds for unions, which are no keys of the file."""
     path: list[int | str] = []
-    for position, part in enumerate(loc):
-        last = position == len(loc) - 1
+    for position, part in enumerate(error["loc"]):
+        last = position == len(error["loc"]) - 1
         if isinstance(value, Mapping) and (part in value or (last and part != "[key]")):
             path.append(part)
             value = value.get(part)
         elif isinstance(value, list) and isinstance(part, int) and part < len(value):
             path.append(part)
             value = value[part]
-        elif value is None:
-            # A problem with a key that the recipe leaves out, raised by a rule over several keys.
-            path.append(part)
+        elif last and error["type"] == "missing":
+            path.append(part)  # of a component in short form, `data: wheel`, which has no keys in the file
     return tuple(path)
 
 
@@ -214,7 +213,7 @@ def _model_in(hints: Iterable[Any], value: Any) -> type[BaseModel] | None:
     flat = list(_flattened(hints))
     registry = next((hint.registry for hint in flat if isinstance(hint, From)), None)
     if registry is not None:
-        name = value.get("name") if isinstance(value, Mapping) else value
+        name = value.get("name") if isinstance(value, Mapping) else str(value).partition(":")[0]
         found: type[BaseModel] | None = registry.get(name) if name in registry.loaded_names() else None
         return found
     return next((hint for hint in flat if isinstance(hint, type) and issubclass(hint, BaseModel)), None)

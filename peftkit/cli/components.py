@@ -69,7 +69,7 @@ def show(
         raise UsageError(f"which {registry.noun}? one of: {', '.join(registry.names())}")
     cls = registry.get(name)
     _print_options(cls, title=f"{word} {name}")
-    typer.echo(f"\nIn a recipe:\n  {word}: {_example(cls, name)}")
+    typer.echo(f"\nIn a recipe:\n  {_example(cls, kind=word, name=name)}")
 
 
 def print_schema(plugin: PluginFiles = None) -> None:
@@ -134,10 +134,11 @@ def _print_options(cls: type[BaseModel], *, title: str) -> None:
         print_wrapped(option.meaning, first="      ", rest="      ")
 
 
-def _example(cls: type[BaseModel], name: str) -> str:
+def _example(cls: type[BaseModel], *, kind: str, name: str) -> str:
     """The component with what it requires and its first options, as YAML in one line."""
     import yaml
 
+    from peftkit.recipe import Recipe
     from peftkit.registry import plain_values
 
     values: dict[str, Any] = {"name": name}
@@ -146,6 +147,6 @@ def _example(cls: type[BaseModel], name: str) -> str:
             values[key] = "..."
         elif len(values) < 3 and isinstance(field.default, (str, int, float)):
             values[key] = plain_values(field.default)
-    if len(values) == 1:
-        return name
-    return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=10**6).strip()
+    spec = name if len(values) == 1 else values
+    line = {kind: spec} if kind in Recipe.model_fields else {f"{kind}s": [spec]}
+    return yaml.safe_dump(line, default_flow_style=True, sort_keys=False, width=10**6).strip()[1:-1]

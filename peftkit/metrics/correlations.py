@@ -73,11 +73,13 @@ def _ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """(resamples, rows) ranks within each resample, equal values sharing their mean rank, centred on zero."""
     import numpy as np
 
-    distinct, group = np.unique(values, return_inverse=True)
-    held = counts @ np.eye(len(distinct))[group] if len(distinct) < len(values) else counts[:, np.argsort(values)]
+    order = np.argsort(values, kind="stable")
+    _, starts, group = np.unique(values[order], return_index=True, return_inverse=True)
+    held = np.add.reduceat(counts[:, order], starts, axis=1)
     ranks = np.cumsum(held, axis=1) - held / 2
-    centred: np.ndarray = (ranks - counts.sum(axis=1, keepdims=True) / 2)[:, group]
-    return centred
+    centred = ranks - counts.sum(axis=1, keepdims=True) / 2
+    ranked: np.ndarray = centred[:, group[np.argsort(order)]]
+    return ranked
 
 
 def _correlations(first: np.ndarray, second: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -32,11 +32,12 @@ def evaluate_module(metric: Metric) -> evaluate.Metric:
                 citation="",
                 inputs_description=_ARGUMENTS,
                 features=[Features(predictions=shape, references=shape) for shape in shapes],
-                module_name=metric.score_name,
             )
 
         def _compute(self, predictions: Rows, references: Rows) -> dict[str, float]:
             return metric.compute(predictions, references)
 
     # No arrow file: a crash would leave it locked for the next process with the same experiment id.
-    return Module(keep_in_memory=True)
+    module = Module(keep_in_memory=True)
+    module.info.module_name = metric.score_name  # evaluate has put the name of the class here
+    return module

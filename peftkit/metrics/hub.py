@@ -93,6 +93,7 @@ def _is_number(value: Any) -> bool:
 @lru_cache
 def _load(name: str) -> evaluate.Metric:
     import evaluate
+    from datasets import DownloadConfig
 
     from peftkit.artifacts import hub_reachable
 
@@ -106,7 +107,7 @@ def _load(name: str) -> evaluate.Metric:
     online = hub_reachable()
     try:
         # Offline, evaluate still finds what it has loaded before.
-        return evaluate.load(path, download_config=evaluate.DownloadConfig(local_files_only=not online))
+        return evaluate.load(path, download_config=DownloadConfig(local_files_only=not online))
     except ImportError as problem:
         raise CapabilityError(f"the metric 'hub:{name}' cannot be used: {problem}") from problem
     except (FileNotFoundError, ConnectionError) as problem:

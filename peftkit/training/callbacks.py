@@ -154,7 +154,8 @@ class StopOnInterrupt(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leaving the loop counts as an epoch's end to the engine; an extra evaluation would change the run."""
-        if self.asked and state.epoch is not None and state.epoch < args.num_train_epochs:
+        in_the_middle = abs((state.epoch or 0.0) - round(state.epoch or 0.0)) > 1e-6
+        if self.asked and in_the_middle:
             control.should_evaluate = False
             control.should_save = False
 

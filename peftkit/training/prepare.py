@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from peftkit.data import ORIGIN, LoadedData
@@ -58,6 +60,24 @@ class PreparedData:
         return rows[row][ORIGIN] if ORIGIN in rows.column_names else None
 
 
+_ROWS_WORTH_A_BAR = 50_000  # tokenizing them takes some seconds
+
+
+@contextmanager
+def _tokenizing_bar(rows: int) -> Iterator[None]:
+    """The datasets library's progress bar where there is something to wait for and a terminal to draw on."""
+    import datasets
+
+    shown = datasets.is_progress_bar_enabled()
+    if rows < _ROWS_WORTH_A_BAR or not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
 def load_rows(recipe: Recipe) -> tuple[LoadedData, Task]:
     """The rows that a recipe names, and its task completed by them.
 
@@ -77,7 +97,8 @@ def find_problems(
 
     def token_lengths(rows: Dataset) -> list[int]:
         bare = rows.remove_columns([name for name in rows.column_names if name not in texts])
-        return [len(ids) for ids in task.encode(bare, tokenizer, 2**30)["input_ids"]]
+        with _tokenizing_bar(len(rows)):
+            return [len(ids) for ids in task.encode(bare, tokenizer, 2**30)["input_ids"]]
 
     rule = None
     if task.label_column is not None:
@@ -99,8 +120,11 @@ def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared
     errors, warnings = find_problems(recipe, loaded, task=task, tokenizer=tokenizer)
     if errors:
         raise DataError("\n  ".join([f"the data cannot be used ({loaded.source}):", *errors]))
-    features = {split: task.encode(rows, tokenizer, recipe.model.max_length) for split, rows in loaded.splits.items()}
-    return PreparedData(task, replace(loaded), features, tuple(warnings))
+    features = {}
+    for split, rows in loaded.splits.items():
+        with _tokenizing_bar(len(rows)):
+            features[split] = task.encode(rows, tokenizer, recipe.model.max_length)
+    return PreparedData(task, loaded, features, tuple(warnings))
 
 
 def completed(recipe: Recipe, task: Task) -> Recipe:

@@ -138,6 +138,12 @@ def build_trainer(setup: Setup, checkpoints: Path, *, callbacks: Sequence[Traine
         return loss.compute(_logits(outputs), labels, num_items_in_batch)
 
     callbacks = list(callbacks)
+    if "tensorboard" in recipe.training.report_to:
+        # The engine's own choice of folder lies among the checkpoints, which go when the run is finished.
+        from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations import TensorBoardCallback
+
+        callbacks.append(TensorBoardCallback(SummaryWriter(str(checkpoints.parent / "tensorboard"))))
     if recipe.training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))
     trainer = HookedTrainer(
@@ -207,6 +213,7 @@ def _arguments(setup: Setup, checkpoints: Path) -> TrainingArguments:
         optim=training.optimizer,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
+        use_cpu=setup.environment.device == "cpu",
         bf16=setup.environment.precision == "bf16",
         fp16=setup.environment.precision == "fp16",
         activation_checkpointing=training.gradient_checkpointing,
@@ -223,7 +230,7 @@ def _arguments(setup: Setup, checkpoints: Path) -> TrainingArguments:
         restore_callback_states_from_checkpoint=True,
         logging_steps=training.logging_steps,
         logging_nan_inf_filter=False,  # a NaN stops the run instead of being left out of the curve
-        report_to=list(training.report_to) or "none",
+        report_to=[name for name in training.report_to if name != "tensorboard"] or "none",
         dataloader_num_workers=training.data_workers,
         dataloader_pin_memory=setup.environment.device == "cuda",
         remove_unused_columns=False,

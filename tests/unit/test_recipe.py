@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -173,6 +174,26 @@ BAD_PARTS = {
         GOOD.replace("lora", "{name: lora, target_modules: 5}"),
         ["method.target_modules (line 4): must be 'attention', 'mlp', 'all-linear' or a list, not 5"],
     ),
+    "empty choice of types": (
+        GOOD + "training:\n  evaluate_every:\n",
+        ["training.evaluate_every (line 6): must be 'epoch' or a whole number, but it is empty"],
+    ),
+    "short form of what needs options": (
+        GOOD.replace("{name: files, train: train.csv}", "wheel"),
+        ["data.requirement (line 3): is required but absent ("],
+    ),
+    "short form in a list": (
+        GOOD + "metrics:\n- accuracy\n- hub\n",
+        ["metrics.1.metric (line 7): is required but absent (Its name there"],
+    ),
+    "shorthand of a wrong value": (
+        GOOD + "metrics: ['hub:a/b']\n",
+        ["metrics.0 (line 5): must be text that matches ^[A-Za-z0-9_-]+$, not 'a/b'"],
+    ),
+    "shorthand of what has none": (
+        GOOD + "metrics: ['accuracy:x']\n",
+        ["metrics.0 (line 5): the metric 'accuracy' takes nothing after a colon, but 'accuracy:x' gives 'x'; write  {"],
+    ),
     "component inside a component": (
         GOOD.replace("{name: files, train: train.csv}", NESTED_SOURCES),
         [
@@ -194,6 +215,18 @@ def test_a_bad_part_names_its_key_and_line(case: str) -> None:
 def test_one_key_gives_one_line_whatever_the_number_of_branches() -> None:
     found = problems(GOOD.replace("lora", "{name: lora, target_modules: 5, rank: x}"))
     assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("metrics", "best"),
+    [("[accuracy, f1_macro]", "f1_macro"), ("[{name: f1, average: micro}]", "f1_micro"), ("['hub:rouge']", "rouge")],
+)
+def test_the_best_metric_is_named_by_its_score(metrics: str, best: str) -> None:
+    recipe = Recipe.from_text(GOOD + f"metrics: {metrics}\ntraining: {{best_metric: {best}}}\n")
+    assert recipe.training.best_metric == best
+    (line,) = problems(GOOD + f"metrics: {metrics}\ntraining: {{best_metric: pearson}}\n")
+    assert "training.best_metric (line 6): 'pearson' is not among the metrics (" in line
+    assert best in line
 
 
 def test_repeated_keys_and_other_problems_are_told_together() -> None:
@@ -329,7 +362,8 @@ def test_the_digest_is_the_same_in_another_process() -> None:
 
 def as_json(text: str) -> Any:
     """YAML as an editor sees it: keys are text, and 1e-4 is a number as in YAML 1.2."""
-    return json.loads(json.dumps(yaml.safe_load(text.replace("1e-4", "1.0e-4"))))
+    as_in_1_2 = re.sub(r": (\d+)e(-\d+)$", r": \1.0e\2", text, flags=re.MULTILINE)
+    return json.loads(json.dumps(yaml.safe_load(as_in_1_2)))
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +373,9 @@ def validator() -> Draft202012Validator:
     return Draft202012Validator(schema)
 
 
-@pytest.mark.parametrize("text", [GOOD, FULL, *(path.read_text("utf-8") for path in SHIPPED)])
+@pytest.mark.parametrize(
+    "text", [GOOD, FULL, GOOD + "metrics: ['hub:rouge']\n", *(path.read_text("utf-8") for path in SHIPPED)]
+)
 def test_the_schema_accepts_good_recipes(validator: Draft202012Validator, text: str) -> None:
     Recipe.from_text(text)
     validator.validate(as_json(text))

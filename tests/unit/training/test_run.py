@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,9 +140,19 @@ def test_resume_passes_over_a_damaged_checkpoint_and_says_so(
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
 
-def test_accumulated_micro_batches_equal_one_batch(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    """48 rows in batches of 20, 20, 8: as 3 x 1 and as micro-batches of 5 in which the last step is short."""
-    common = ("training.optimizer=sgd", "training.learning_rate=0.5", "training.epochs=1", "training.max_grad_norm=0")
+def test_accumulated_micro_batches_equal_one_batch(make_recipe: MakeRecipe, tiny_bert: Path, tmp_path: Path) -> None:
+    """48 rows in batches of 20, 20, 8: whole, and as micro-batches of 5 of which the last step has only two, 5 and 3."""
+    still = shutil.copytree(tiny_bert, tmp_path / "without-dropout")
+    config = json.loads((still / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (still / "config.json").write_text(json.dumps(config))
+    common = (
+        f"model.id={still}",
+        "training.optimizer=sgd",
+        "training.learning_rate=0.5",
+        "training.epochs=1",
+        "training.max_grad_norm=0",
+    )
     run(make_recipe(*common, "training.batch_size=20"), tmp_path / "one", options=QUIET)
     run(
         make_recipe(*common, "training.batch_size=5", "training.accumulation_steps=4"), tmp_path / "four", options=QUIET
@@ -300,7 +311,9 @@ def test_broken_rows_stop_the_run_all_at_once(make_recipe: MakeRecipe, tmp_path:
 
 
 def test_half_precision_weights_cannot_be_trained(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"model\.dtype bfloat16 stores the base weights in 16 bits, and method 'full'"):
+    with pytest.raises(
+        RecipeError, match=r"model\.dtype bfloat16 stores the base weights in 16 bits, and method 'full'"
+    ):
         run(make_recipe("method=full", "model.dtype=bfloat16"), tmp_path / "run", options=QUIET)
 
 
