@@ -86,14 +86,14 @@ def load_tokenizer(artifact: Artifact, *, trust_remote_code: bool = False) -> Pr
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keeps libraries from writing what is no news: weight-loading bars, the new head in a load report, deprecations."""
+    """Keeps libraries from writing what is no news: loading bars, the new head in a load report, a deprecation."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             # peft 0.21 asks for an attribute that transformers 5.23 has renamed.
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             yield
     finally:
         logging.set_verbosity(verbosity)
@@ -167,7 +167,8 @@ def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, run_dir: Path, 
     tokenizer.save_pretrained(folder)
     config = folder / ("adapter_config.json" if is_adapter else "config.json")
     content = json.loads(config.read_text("utf-8"))
-    named = {"base_model_name_or_path": spec.id, "revision": spec.revision} if is_adapter else {"_name_or_path": spec.id}
+    named = {"base_model_name_or_path": spec.id, "revision": spec.revision}
+    named = named if is_adapter else {"_name_or_path": spec.id}
     # peft keeps target modules in a set, whose order differs from process to process.
     config.write_text(json.dumps(_sorted_lists(content | named), indent=2, sort_keys=True) + "\n", "utf-8")
     (folder / "README.md").unlink(missing_ok=True)  # peft's template, which names the cache folder as the base model

@@ -162,8 +162,7 @@ def _unknown_key(path: KeyPath, *, value: Any, root: type[BaseModel]) -> str:
     close = closest(key, known)
     elsewhere = None if close else _elsewhere(key, path, value=value, root=root)
     hint = close or elsewhere
-    meant = f"; did you mean {hint!r}?" if hint else ""
-    return f"unknown key{meant} (known here: {', '.join(known)})"
+    return f"unknown key; did you mean {hint!r}?" if hint else f"unknown key (known here: {', '.join(known)})"
 
 
 def _elsewhere(key: str, path: KeyPath, *, value: Any, root: type[BaseModel]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -56,9 +57,12 @@ def convert(path: Path, target: Path) -> None:
                 gguf_file=path.name,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
+                local_files_only=True,
             )
             model.save_pretrained(target)
-            AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(target)
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+            tokenizer.save_pretrained(target)
+        _forget_how_it_was_loaded(target / "tokenizer_config.json")
     except (ValueError, KeyError, AttributeError, TypeError, NotImplementedError, RuntimeError, ImportError) as problem:
         raise ArtifactError(
             f"transformers cannot convert '{path}' ({type(problem).__name__}: {problem}); "
@@ -84,6 +88,13 @@ def weight_type(path: Path) -> str:
     if not sizes:
         raise ArtifactError(f"'{path}' holds no weights (it may be a vocabulary or the first part of a split file)")
     return sizes.most_common(1)[0][0]
+
+
+def _forget_how_it_was_loaded(tokenizer_config: Path) -> None:
+    """Drop what transformers 5.23 notes about the loading: equal models must give equal bytes, on line and off line."""
+    config = json.loads(tokenizer_config.read_text("utf-8"))
+    kept = {key: value for key, value in config.items() if key not in ("is_local", "local_files_only")}
+    tokenizer_config.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def list_components(
     load_plugin_files(plugin)
     chosen = KINDS if kind is None else dict([_kind(kind)])
     for word, registry in chosen.items():
-        typer.echo(f"{word}:  ({registry.noun})")
+        typer.echo(f"{word}:" if registry.noun == word else f"{word}:  ({registry.noun})")
         print_pairs(_summaries(registry), indent=2)
         typer.echo()
     example = next(
@@ -110,27 +110,31 @@ def _summaries(registry: Registry[Any]) -> Iterator[tuple[str, str]]:
         if package is not None:
             yield name, f"(plugin of the package {package}, loaded when a recipe names it)"
         else:
-            yield name, _first_line(registry.get(name))
+            yield name, _paragraphs(registry.get(name))[0]
 
 
-def _first_line(cls: type[BaseModel]) -> str:
+def _paragraphs(cls: type[BaseModel]) -> list[str]:
     import inspect
 
-    return (inspect.getdoc(cls) or "").partition("\n\n")[0]
+    return (inspect.getdoc(cls) or "").split("\n\n")
 
 
 def _print_options(cls: type[BaseModel], *, title: str) -> None:
     from peftkit.cli.output import print_wrapped
     from peftkit.cli.schema_words import options_of
 
-    print_wrapped(_first_line(cls), first=f"{title}: ")
+    summary, *details = _paragraphs(cls)
+    print_wrapped(summary, first=f"{title}: ")
+    for paragraph in details:
+        typer.echo()
+        print_wrapped(paragraph)
     options = options_of(cls)
     if not options:
         typer.echo("\nIt has no options.")
     for option in options:
         default = "required" if option.default is None else f"default {option.default}"
         typer.echo()
-        print_wrapped(f"{option.type}; {default}", first=f"  {option.name}: ", rest="      ")
+        print_wrapped(f"{option.type}; {default}", first=f"  {option.name}: ", rest=" " * 10)
         print_wrapped(option.meaning, first="      ", rest="      ")
 
 

@@ -17,13 +17,12 @@ def report(
     A report that is gone is written anew from run.json.
     """
     from peftkit.errors import CapabilityError
+    from peftkit.report import REPORT_FILE, write_report
     from peftkit.results import RunResult
 
     result = RunResult.read(run_dir)
-    path = run_dir / "report.html"
+    path = run_dir / REPORT_FILE
     if not path.is_file():
-        from peftkit.report import write_report
-
         path = write_report(result, run_dir)
     typer.echo(str(path))
     if open_it:

@@ -135,13 +135,13 @@ def _print_result(result: RunResult, folder: Path) -> None:
 
     from peftkit.cli.output import print_pairs
     from peftkit.models import ADAPTER_DIR, MODEL_DIR
-    from peftkit.report import summary_table
+    from peftkit.report import REPORT_FILE, summary_table
 
     Console().print(summary_table(result))
     weights = ADAPTER_DIR if (folder / ADAPTER_DIR).is_dir() else MODEL_DIR
     pairs = [
         (weights, str(folder / weights)),
-        ("report", str(folder / "report.html")),
+        ("report", str(folder / REPORT_FILE)),
         ("next", f'peftkit predict {shlex.quote(str(folder))} "..."'),
     ]
     print_pairs(pairs)

@@ -18,7 +18,7 @@ from peftkit.methods.targets import folded
 from peftkit.metrics.bootstrap import bootstrap_intervals
 from peftkit.metrics.classification_detail import classification_detail
 from peftkit.models import LoadedModel
-from peftkit.results import CostRecord, HistoryPoint, ModelRecord, RunResult, SplitRecord, WorstExample
+from peftkit.results import CostRecord, HistoryPoint, Interval, ModelRecord, RunResult, SplitRecord, WorstExample
 from peftkit.tasks import Scored
 from peftkit.training.checkpoints import file_sha256
 from peftkit.training.environment import describe_environment
@@ -87,16 +87,18 @@ def _score_split(trainer: HookedTrainer, data: PreparedData, split: str) -> Spli
     output = trainer.predict(data.features[split])
     scored = data.task.decode(output.predictions, output.label_ids)
     values: dict[str, float] = {}
-    intervals = {}
+    intervals: dict[str, Interval] = {}
     for metric in trainer.setup.recipe.metrics:
         values |= metric.compute(scored.predictions, scored.references)
         intervals |= bootstrap_intervals(metric, scored.predictions, scored.references)
     labels = tuple(data.task.head().config.get("label2id", ()))
-    single = scored.probabilities is not None and scored.references.ndim == 1
+    detail = None
+    if scored.probabilities is not None and scored.references.ndim == 1:
+        detail = classification_detail(labels, scored.references, scored.probabilities)
     return SplitRecord(
         metrics=values,
         intervals=intervals,
-        classification=classification_detail(labels, scored.references, scored.probabilities) if single else None,
+        classification=detail,
         worst=_worst(data, split, scored),
     )
 

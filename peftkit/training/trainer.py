@@ -51,7 +51,7 @@ class Setup:
 
 
 class HookedTrainer(Trainer):
-    """`Trainer` that knows which rows a batch holds, checks the first gradients and stops at a loss that is no number."""
+    """`Trainer` that knows the rows of a batch, checks the first gradients and stops at a loss that is no number."""
 
     setup: Setup
     batch_rows: tuple[int, ...] = ()

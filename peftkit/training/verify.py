@@ -30,8 +30,8 @@ def check_best_score(trainer: HookedTrainer, splits: Mapping[str, SplitRecord]) 
     found = splits[VALIDATION].metrics[name]
     if abs(found - best) > _SCORE_TOLERANCE:
         raise RunError(
-            f"the best checkpoint (step {trainer.state.best_global_step}) had {VALIDATION}_{name} {best:.6f} when it was "
-            f"written, but {found:.6f} after loading it again; the checkpoints are kept: report this as a bug"
+            f"the best checkpoint (step {trainer.state.best_global_step}) had {VALIDATION}_{name} {best:.6f} when it "
+            f"was written, but {found:.6f} after loading it again; the checkpoints are kept: report this as a bug"
         )
 
 
@@ -53,8 +53,8 @@ def check_reload(trainer: HookedTrainer, *, run_dir: Path) -> None:
     if not torch.equal(trained, reloaded):
         difference = (trained - reloaded).abs().max().item()
         raise RunError(
-            f"the saved weights do not reload: logits of {len(probe)} probe rows differ by up to {difference:.3g} between "
-            f"the trained model and what '{run_dir}' holds; its checkpoints are kept: report this as a bug"
+            f"the saved weights do not reload: logits of {len(probe)} probe rows differ by up to {difference:.3g} "
+            f"between the trained model and what '{run_dir}' holds; its checkpoints are kept: report this as a bug"
         )
 
 

@@ -86,7 +86,7 @@ def test_every_problem_is_told_at_once_in_the_order_of_the_file() -> None:
 
 
 BAD = {
-    "misspelt key": ("trianing: {}\n", "trianing (line 5): unknown key; did you mean 'training'? (known here: name, "),
+    "misspelt key": ("trianing: {}\n", "trianing (line 5): unknown key; did you mean 'training'?"),
     "key of another part": ("learning_rate: 1.0e-4\n", "unknown key; did you mean 'training.learning_rate'?"),
     "component option outside": ("rank: 4\n", "rank (line 5): unknown key; did you mean 'method.rank'?"),
     "initials": ("training: {lr: 1}\n", "training.lr (line 5): unknown key; did you mean 'learning_rate'?"),

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[2]))  # for hub_server and tiny_artifacts
-
 from hub_server import hub_server  # noqa: F401 - a fixture
 
 from peftkit.artifacts import reachability

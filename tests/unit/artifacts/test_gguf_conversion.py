@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peftkit.artifacts import list_entries, locate_model, locate_tokenizer
+from peftkit.artifacts import clear_entries, list_entries, locate_model, locate_tokenizer
 from peftkit.artifacts.gguf import weight_type
 from peftkit.errors import ArtifactError
 
@@ -115,6 +115,19 @@ def test_gguf_is_converted_once_per_content(tmp_path: Path, capsys: pytest.Captu
     write_gguf(path, quantized=True)
     assert locate_model(str(path)).path != first.path
     assert [entry.kind for entry in list_entries()] == ["gguf", "gguf"]
+
+
+def test_conversion_gives_the_same_bytes_on_line_and_off_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, quantized=False)
+    digests = set()
+    for offline in (True, False):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        digests.add(locate_model(str(path)).record.sha256)
+        clear_entries()
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize("keep", [0, 3, 40, 5000])

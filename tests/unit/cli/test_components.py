@@ -34,7 +34,7 @@ def test_list_names_every_component_with_a_sentence(capsys: pytest.CaptureFixtur
 
 def block(lines: list[str], kind: str) -> list[str]:
     """The lines of one kind, between its heading and the empty line."""
-    start = next(number for number, line in enumerate(lines) if line.startswith(f"{kind}:  ("))
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"{kind}:"))
     return lines[start + 1 : lines.index("", start)]
 
 

@@ -3,11 +3,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+import peftkit.errors
 from peftkit.cli import app
 from peftkit.cli.entry import main
 
@@ -22,6 +24,7 @@ def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 COMMANDS = dict(commands())
+PAGE = Path(__file__).parents[3] / "docs" / "cli.md"
 
 
 def page(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> str:
@@ -59,6 +62,30 @@ def test_examples_on_help_pages_are_legal_commands(words: tuple[str, ...]) -> No
         call = shlex.split(re.split(r"   | [<>] ", example)[0])[1:]
         command = COMMANDS[(call[0],)]
         command.make_context(call[0], call[1:])
+
+
+def documented_commands() -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("line", documented_commands())
+def test_commands_in_the_documentation_are_legal(line: str) -> None:
+    program, *call = shlex.split(line)
+    assert program == "peftkit"
+    words = (call[0], call[1]) if (call[0], *call[1:2]) in COMMANDS and len(call) > 1 else (call[0],)
+    COMMANDS[words].make_context(words[-1], call[len(words) :])
+
+
+def test_the_documentation_shows_every_command() -> None:
+    shown = {shlex.split(line)[1] for line in documented_commands()}
+    assert shown == {words[0] for words in COMMANDS if words}
+
+
+def test_the_documented_exit_codes_are_those_of_the_errors() -> None:
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", PAGE.read_text("utf-8"), flags=re.MULTILINE)}
+    errors = [value for value in vars(peftkit.errors).values() if isinstance(value, type)]
+    assert documented == {error.exit_code for error in errors} | {0, 70}
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

@@ -141,7 +141,7 @@ def test_resume_passes_over_a_damaged_checkpoint_and_says_so(
 
 
 def test_accumulated_micro_batches_equal_one_batch(make_recipe: MakeRecipe, tiny_bert: Path, tmp_path: Path) -> None:
-    """48 rows in batches of 20, 20, 8: whole, and as micro-batches of 5 of which the last step has only two, 5 and 3."""
+    """48 rows in batches of 20, 20, 8: whole, and as micro-batches of 5; the last step has only two, of 5 and 3."""
     still = shutil.copytree(tiny_bert, tmp_path / "without-dropout")
     config = json.loads((still / "config.json").read_text())
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
