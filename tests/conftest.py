@@ -42,6 +42,8 @@ _LAYERS = 2
 _POSITIONS = 64
 _SPREAD = 0.2
 """Standard deviation of new weights. With the usual 0.02 a model of width 32 passes on next to nothing of its input."""
+_DROPOUT = 0.05
+"""In attention only, so that training still draws random numbers; elsewhere it would keep width 32 from learning."""
 
 
 def pytest_unconfigure() -> None:
@@ -237,6 +239,8 @@ def _bert(words: PreTrainedTokenizerBase) -> PreTrainedModel:
             intermediate_size=64,
             max_position_embeddings=_POSITIONS,
             initializer_range=_SPREAD,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=_DROPOUT,
         )
     )
 
@@ -253,6 +257,9 @@ def _distilbert(words: PreTrainedTokenizerBase) -> PreTrainedModel:
             hidden_dim=64,
             max_position_embeddings=_POSITIONS,
             initializer_range=_SPREAD,
+            dropout=0.0,
+            attention_dropout=_DROPOUT,
+            seq_classif_dropout=0.0,
         )
     )
 
@@ -270,6 +277,8 @@ def _roberta(words: PreTrainedTokenizerBase) -> PreTrainedModel:
             max_position_embeddings=_POSITIONS + 2,  # positions start behind the padding index 1
             type_vocab_size=1,
             initializer_range=_SPREAD,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=_DROPOUT,
         )
     )
 
@@ -286,6 +295,9 @@ def _gpt2(words: PreTrainedTokenizerBase) -> PreTrainedModel:
             n_inner=64,
             n_positions=_POSITIONS,
             initializer_range=_SPREAD,
+            embd_pdrop=0.0,
+            resid_pdrop=0.0,
+            attn_pdrop=_DROPOUT,
             bos_token_id=words.bos_token_id,
             eos_token_id=words.eos_token_id,
         )
@@ -305,6 +317,7 @@ def _llama(words: PreTrainedTokenizerBase) -> PreTrainedModel:
             intermediate_size=64,
             max_position_embeddings=_POSITIONS,
             initializer_range=_SPREAD,
+            attention_dropout=_DROPOUT,
             bos_token_id=words.bos_token_id,
             eos_token_id=words.eos_token_id,
         )
@@ -323,6 +336,7 @@ def _t5(words: PreTrainedTokenizerBase) -> PreTrainedModel:
             num_layers=_LAYERS,
             num_decoder_layers=_LAYERS,
             num_heads=2,
+            dropout_rate=_DROPOUT,
             decoder_start_token_id=words.pad_token_id,
         )
     )

@@ -120,12 +120,12 @@ def _draw_curves(axes: Axes, drawn: Sequence[Curve], best_step: int | None) -> N
             markersize=3.5,
         )
     steps = [step for curve in drawn for step in curve.steps]
-    if best_step is not None and min(steps) <= best_step <= max(steps):
+    if best_step is not None and best_step <= max(steps):
         axes.axvline(best_step, color=_INK, linewidth=0.9, linestyle=(0, (3, 3)), zorder=1)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.tick_params(length=0)
-    axes.margins(x=0.03)
+    axes.set_xlim(0, 1.03 * max(1, *steps))
 
 
 def _draw_reliability(axes: Axes, detail: ClassificationDetail) -> None:
@@ -134,7 +134,7 @@ def _draw_reliability(axes: Axes, detail: ClassificationDetail) -> None:
     for confidence, accuracy, bin_rows in detail.calibration_bins:
         axes.plot([confidence, confidence], [confidence, accuracy], color=_SECOND, linewidth=1.2)
         size = 5 + 9 * math.sqrt(bin_rows / max(rows))
-        axes.plot(confidence, accuracy, "o", color=_FIRST, markersize=size, markeredgecolor=_PAPER, markeredgewidth=1)
+        axes.plot(confidence, accuracy, "o", color=_FIRST, markersize=size, markeredgecolor=_PAPER, clip_on=False)
     axes.set(xlim=(0, 1.03), ylim=(-0.02, 1.03), xlabel="confidence", ylabel="accuracy")
     axes.tick_params(length=0)
 

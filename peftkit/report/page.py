@@ -110,7 +110,8 @@ def _main_panels(result: RunResult, found: dict[str, Curve]) -> Iterator[Panel]:
         yield _panel("Loss", losses, best_step=best_step)
     scores = [key for key in found if key.startswith(_VALIDATION) and key != f"{_VALIDATION}loss"]
     for key in sorted(scores, key=lambda key: key != result.best_metric):
-        yield _panel(wording.plain_name(key.removeprefix(_VALIDATION)), [found[key]], best_step=best_step)
+        title = f"{wording.plain_name(key.removeprefix(_VALIDATION))} on validation"
+        yield _panel(title, [found[key]], best_step=best_step)
 
 
 def _other_panels(found: dict[str, Curve]) -> Iterator[Panel]:

@@ -30,7 +30,7 @@ def summary_table(result: RunResult) -> Table:
         for place, (metric, value) in enumerate(record.metrics.items()):
             interval = record.intervals.get(metric)
             cells = [split if place == 0 else "", metric, number(value)]
-            cells += [f"{number(interval.low)} – {number(interval.high)}" if interval else ""] if levels else []
+            cells += [f"{number(interval.low)} to {number(interval.high)}" if interval else ""] if levels else []
             bold = main is not None and (main.split, main.metric) == (split, metric)
             table.add_row(*(Text(cell) for cell in cells), style="bold" if bold else None)
     return table

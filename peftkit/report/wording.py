@@ -12,7 +12,10 @@ _ORIGINS = {
     "memory": "given in memory",
 }
 
-_TIME_UNITS = ((3600, "min", 60, "s", 1), (86400, "h", 3600, "min", 60), (math.inf, "d", 86400, "h", 3600))
+_CAPITALS = frozenset({"f1", "mse", "rmse"})
+_PERCENT = "\N{NO-BREAK SPACE}%"
+NOTHING = "\N{EN DASH}"
+"""Stands where there is no number."""
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -27,15 +30,16 @@ def number(value: float, digits: int = 4) -> str:
 def share(part: float, whole: float) -> str:
     """`part` of `whole` in percent, to two or three digits: 0.27 %, 12.5 %, 100 %."""
     if not whole:
-        return "–"
+        return NOTHING
     percent = 100 * part / whole
     if percent in (0, 100):
-        return f"{percent:.0f} %"
-    if percent < 0.01:
-        return "< 0.01 %"
-    if 99.9 < percent < 100:
-        return "> 99.9 %"
-    return f"{percent:.2f} %" if percent < 1 else f"{percent:.1f} %"
+        return f"{percent:.0f}{_PERCENT}"
+    if percent < 0.001:
+        return f"< 0.001{_PERCENT}"
+    if percent > 99.9:
+        return f"> 99.9{_PERCENT}"
+    digits = 1 if percent >= 1 else 2 if percent >= 0.1 else 3
+    return f"{percent:.{digits}f}{_PERCENT}"
 
 
 def count(value: int) -> str:
@@ -53,17 +57,21 @@ def duration(seconds: float) -> str:
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
-    for below, large, large_seconds, small, small_seconds in _TIME_UNITS:
-        if whole < below:
-            break
-    rest = whole % large_seconds // small_seconds
-    return f"{whole // large_seconds} {large}" + (f" {rest} {small}" if rest else "")
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return _two_units(minutes, "min", rest, "s")
+    hours, minutes = divmod(minutes, 60)
+    return _two_units(hours, "h", minutes, "min") if hours < 24 else _two_units(hours // 24, "d", hours % 24, "h")
+
+
+def _two_units(large: int, large_unit: str, small: int, small_unit: str) -> str:
+    return f"{large} {large_unit}" + (f" {small} {small_unit}" if small else "")
 
 
 def size(amount: int) -> str:
     """Bytes: 512 B, 1.5 KiB, 2.3 GiB."""
-    value, units = float(amount), iter(("B", "KiB", "MiB", "GiB"))
-    for unit in units:
+    value = float(amount)
+    for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
@@ -71,8 +79,8 @@ def size(amount: int) -> str:
 
 
 def plain_name(name: str) -> str:
-    """sequence_classification -> sequence classification."""
-    return name.replace("_", " ")
+    """sequence_classification -> sequence classification, rmse -> RMSE."""
+    return " ".join(word.upper() if word in _CAPITALS else word for word in name.split("_"))
 
 
 def origin(word: str) -> str:

@@ -1,4 +1,4 @@
-"""Running a recipe: `run` from the first check to the finished folder, `resume` a stopped run, `check` without training."""
+"""Running a recipe: `run` it to the finished folder, `resume` a stopped run, `check` it without training."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
+from transformers import PreTrainedTokenizerBase, set_seed
 
-from peftkit.artifacts import locate_tokenizer
+from peftkit.artifacts import locate_model, locate_tokenizer
 from peftkit.errors import InterruptedRunError, RunError
 from peftkit.methods import TuningContext
 from peftkit.models import LoadedModel, load_model, load_tokenizer, quiet_libraries, save_weights
@@ -111,8 +112,7 @@ def check(recipe: Recipe, *, options: RunOptions = _DEFAULTS) -> CheckReport:
         PeftkitError: the recipe or its data cannot be used at all.
     """
     check_environment(recipe, Path())
-    artifact = locate_tokenizer(recipe.model.id, revision=recipe.model.revision)
-    tokenizer = load_tokenizer(artifact, trust_remote_code=options.trust_remote_code)
+    tokenizer = _tokenizer(recipe, options)
     loaded, task = load_rows(recipe)
     errors, warnings = find_problems(recipe, loaded, task=task, tokenizer=tokenizer)
     return CheckReport(
@@ -154,8 +154,7 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / RECIPE_FILE).write_text(recipe.to_yaml(), "utf-8")
 
-    artifact = locate_tokenizer(recipe.model.id, revision=recipe.model.revision)
-    tokenizer = load_tokenizer(artifact, trust_remote_code=options.trust_remote_code)
+    tokenizer = _tokenizer(recipe, options)
     data = prepare_data(recipe, tokenizer)
     for line in (*data.loaded.notes, *data.warnings):
         console.print(f"note: {line}")
@@ -182,10 +181,17 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     return result
 
 
+def _tokenizer(recipe: Recipe, options: RunOptions) -> PreTrainedTokenizerBase:
+    spec = recipe.model
+    if options.trust_remote_code:  # the tokenizer's own code comes with the model's
+        artifact = locate_model(spec.id, revision=spec.revision, trust_remote_code=True)
+    else:
+        artifact = locate_tokenizer(spec.id, revision=spec.revision)
+    return load_tokenizer(artifact, trust_remote_code=options.trust_remote_code)
+
+
 def _tuned_model(recipe: Recipe, data: PreparedData, *, environment: Environment, options: RunOptions) -> LoadedModel:
     """The base model with the method applied; new weights drawn from the recipe's seed."""
-    from transformers import set_seed
-
     set_seed(recipe.seed)
     head = data.task.head()
     base = load_model(recipe.model, head, dtype=environment.weight_dtype, trust_remote_code=options.trust_remote_code)
@@ -210,6 +216,6 @@ def _train(trainer: HookedTrainer, run_dir: Path, *, checkpoint: Path | None, pr
         progress.stop()
     if interrupt.asked:
         raise InterruptedRunError(
-            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; everything up to here is saved, "
-            f"continue with  peftkit run --resume {run_dir}"
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; everything up to here is "
+            f"saved, continue with  peftkit run --resume {run_dir}"
         )

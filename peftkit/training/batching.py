@@ -8,14 +8,14 @@ import torch
 from torch.utils.data import Sampler
 
 _POOL_BATCHES = 50
-"""Batches that are cut from one sorted pool: enough that padding nearly vanishes, few enough that batches stay mixed."""
+"""Batches cut from one sorted pool: enough that padding nearly vanishes, few enough that batches stay mixed."""
 
 
 class LengthGroupedSampler(Sampler[int]):
     """Rows in an order in which consecutive `batch_size` rows have like lengths; every row once per epoch.
 
-    Rows are shuffled, pooled, sorted by length within each pool and cut into batches, whose order is shuffled again. The
-    first batch of the first epoch holds the longest row, so that running out of memory shows on step one. The order
+    Rows are shuffled, pooled, sorted by length within each pool and cut into batches, whose order is shuffled again.
+    The first batch of the first epoch holds the longest row, so that running out of memory shows on step one. The order
     depends on seed and epoch alone, so that a resumed run sees the rows that it would have seen.
 
     Args:
@@ -34,9 +34,11 @@ class LengthGroupedSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
+        """Rows of an epoch."""
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
+        """Row indices in the order of this epoch."""
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         pool_size = _POOL_BATCHES * self.batch_size

@@ -141,7 +141,7 @@ class StopOnInterrupt(TrainerCallback):
             raise KeyboardInterrupt
         self.asked = True
         self.console.print(
-            "stopping after this step; press Ctrl-C again to stop at once (progress since the last checkpoint is then lost)"
+            "stopping after this step; press Ctrl-C again to stop at once, with the last checkpoint"
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

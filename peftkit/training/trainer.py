@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from peftkit.errors import RunError
-from peftkit.recipe import Recipe
+from peftkit.recipe import Recipe, TrainingOptions
 from peftkit.tasks import ROW, Task
 from peftkit.training.batching import LengthGroupedSampler
 from peftkit.training.environment import Environment
@@ -193,51 +193,64 @@ def total_steps(recipe: Recipe, rows: int, *, processes: int = 1) -> int:
 
 def _arguments(setup: Setup, checkpoints: Path) -> TrainingArguments:
     training = setup.recipe.training
-    every = {"steps": training.evaluate_every} if isinstance(training.evaluate_every, int) else None
-    cadence = "steps" if every else "epoch"
-    validated = VALIDATION in setup.features
-    best = next(metric for metric in setup.recipe.metrics if metric.name == training.best_metric)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         run_name=setup.recipe.name,
         seed=setup.recipe.seed,
         data_seed=setup.recipe.seed,
-        num_train_epochs=training.epochs,
-        max_steps=training.max_steps or -1,
-        per_device_train_batch_size=training.batch_size,
-        per_device_eval_batch_size=training.eval_batch_size,
-        gradient_accumulation_steps=training.accumulation_steps,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=training.scheduler,
-        warmup_steps=training.warmup_steps,
-        optim=training.optimizer,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
         use_cpu=setup.environment.device == "cpu",
         bf16=setup.environment.precision == "bf16",
         fp16=setup.environment.precision == "fp16",
-        activation_checkpointing=training.gradient_checkpointing,
-        # The reentrant form loses the gradients of adapters on a frozen base.
-        activation_checkpointing_kwargs={"use_reentrant": False},
-        eval_strategy=cadence if validated else "no",
-        eval_steps=training.evaluate_every if every else None,
-        save_strategy=cadence,
-        save_steps=training.evaluate_every if every else 500,
-        save_total_limit=training.keep_checkpoints,
-        load_best_model_at_end=validated,
-        metric_for_best_model=f"eval_{training.best_metric}" if validated else None,
-        greater_is_better=best.greater_is_better if validated else None,
-        restore_callback_states_from_checkpoint=True,
         logging_steps=training.logging_steps,
         logging_nan_inf_filter=False,  # a NaN stops the run instead of being left out of the curve
         report_to=[name for name in training.report_to if name != "tensorboard"] or "none",
+        restore_callback_states_from_checkpoint=True,
         dataloader_num_workers=training.data_workers,
         dataloader_pin_memory=setup.environment.device == "cuda",
         remove_unused_columns=False,
         disable_tqdm=True,
         label_names=["labels"],
+        **_optimization(training),
+        **_evaluation(setup),
     )
     if arguments.n_gpu > 1:
         # Without a launcher the engine would use nn.DataParallel, which is slower and breaks exact loss normalisation.
         arguments._n_gpu = 1
     return arguments
+
+
+def _optimization(training: TrainingOptions) -> dict[str, Any]:
+    return {
+        "num_train_epochs": training.epochs,
+        "max_steps": training.max_steps or -1,
+        "per_device_train_batch_size": training.batch_size,
+        "per_device_eval_batch_size": training.eval_batch_size,
+        "gradient_accumulation_steps": training.accumulation_steps,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.scheduler,
+        "warmup_steps": training.warmup_steps,
+        "optim": training.optimizer,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "activation_checkpointing": training.gradient_checkpointing,
+        # The reentrant form loses the gradients of adapters on a frozen base.
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
+    }
+
+
+def _evaluation(setup: Setup) -> dict[str, Any]:
+    """When to evaluate and save, and which checkpoint to keep; without validation rows the last one."""
+    training = setup.recipe.training
+    cadence: dict[str, Any] = {"save_strategy": "epoch", "save_total_limit": training.keep_checkpoints}
+    if isinstance(training.evaluate_every, int):
+        cadence |= {"save_strategy": "steps", "save_steps": training.evaluate_every}
+    if VALIDATION not in setup.features:
+        return cadence | {"eval_strategy": "no"}
+    best = next(metric for metric in setup.recipe.metrics if metric.name == training.best_metric)
+    return cadence | {
+        "eval_strategy": cadence["save_strategy"],
+        "eval_steps": cadence.get("save_steps"),
+        "load_best_model_at_end": True,
+        "metric_for_best_model": f"eval_{best.name}",
+        "greater_is_better": best.greater_is_better,
+    }

@@ -144,7 +144,11 @@ NESTED_SOURCES = "\n  name: first_available\n  sources:\n  - hubb\n  - {name: hu
 BAD_PARTS = {
     "absent parts": (
         "model: m\n",
-        ["data: is required but absent; name a data source: ", "task: is required but absent; name a task: "],
+        [
+            "task: is required but absent; name a task: ",
+            "data: is required but absent; name a data source: ",
+            "method: is required but absent; name a tuning method: ",
+        ],
     ),
     "model without id": (
         GOOD.replace("org/tiny", "{max_length: 5}"),
@@ -198,7 +202,7 @@ BAD_PARTS = {
         GOOD.replace("{name: files, train: train.csv}", NESTED_SOURCES),
         [
             "data.sources.0 (line 6): unknown data source 'hubb'; did you mean 'hub'?",
-            "data.sources.1.id (line 7): must be text, not 5",
+            'data.sources.1.id (line 7): must be text, not 5; put it in quotes: "5"',
         ],
     ),
 }
@@ -208,6 +212,7 @@ BAD_PARTS = {
 def test_a_bad_part_names_its_key_and_line(case: str) -> None:
     text, messages = BAD_PARTS[case]
     found = problems(text)
+    assert len(found) == len(messages), found
     for message in messages:
         assert any(line.startswith(message) for line in found), found
 

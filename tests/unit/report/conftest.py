@@ -25,6 +25,7 @@ from peftkit.results import (
 
 TOPICS = ("World", "Sports", "Business", "Sci/Tech")
 MakeRun = Callable[..., RunResult]
+"""Keyword arguments replace fields of the run."""
 
 
 def draw_detail(labels: Sequence[str], rows: int, *, skill: float = 2.5) -> ClassificationDetail:
@@ -58,8 +59,8 @@ def learning_history(steps: int, *, every: int, metrics: Mapping[str, float]) ->
 
 WORST = (
     ("Oil prices climb as storm shuts Gulf platforms", "World", "Business", "news/test.csv:1841"),
-    ("Quarterback’s charity opens its third learning centre in the city where he grew up", "Business", "Sports", None),
-    ("NASA’s budget wins approval after late-night vote in the Senate", "World", "Sci/Tech", "news/test.csv:77"),
+    ("Quarterback's charity opens its third learning centre in the city where he grew up", "Business", "Sports", None),
+    ("NASA's budget wins approval after late-night vote in the Senate", "World", "Sci/Tech", "news/test.csv:77"),
     ("مؤشرات الأسهم ترتفع بعد إعلان نتائج الشركات", "Business", "World", "news/test.csv:412"),
     ("🚀🚀 chip maker to the moon?? 🤔 analysts disagree", "Business", "Sci/Tech", "news/test.csv:9"),
     (
@@ -144,7 +145,7 @@ def make_run(**changes: Any) -> RunResult:
                 origin="mirror",
                 revision="1.0.2",
                 sha256="77aa" * 16,
-                note="the mirror holds a Q4_1 quantized copy of the weights; scores differ a little from those of the original",
+                note="the mirror holds a Q4_1 quantized copy of the weights: scores differ a little",
             ),
             architecture="BertForSequenceClassification",
             dtype="float32",
@@ -187,7 +188,49 @@ def make_run(**changes: Any) -> RunResult:
     return RunResult(**{**values, **changes})
 
 
-@pytest.fixture
+def make_regression(**changes: Any) -> RunResult:
+    """Similarity of sentence pairs, no test split."""
+    scores = {"pearson": 0.8712, "spearman": 0.8655, "mse": 0.5321}
+    record = SplitRecord(
+        metrics=scores,
+        intervals={name: Interval(low=value - 0.02, high=value + 0.02) for name, value in scores.items()},
+        worst=(
+            WorstExample(
+                row=3, text="A man plays. \u23ce A plane lands.", reference="4.800", prediction="0.312", loss=20.1
+            ),
+        ),
+    )
+    values: dict[str, Any] = {
+        "splits": {"validation": record},
+        "history": learning_history(600, every=100, metrics=scores),
+        "best_metric": "validation_pearson",
+        "best_step": 500,
+    }
+    return make_run(**{**values, **changes})
+
+
+def make_many_classes(labels: Sequence[str], rows: int, **changes: Any) -> RunResult:
+    """A test split with these labels."""
+    record = SplitRecord(metrics={"accuracy": 0.71}, classification=draw_detail(labels, rows), worst=make_worst(3))
+    return make_run(**{"splits": {"test": record}, **changes})
+
+
+@pytest.fixture(name="make_run")
+def _make_run() -> MakeRun:
+    return make_run
+
+
+@pytest.fixture(name="make_regression")
+def _make_regression() -> MakeRun:
+    return make_regression
+
+
+@pytest.fixture(name="make_many_classes")
+def _make_many_classes() -> MakeRun:
+    return make_many_classes
+
+
+@pytest.fixture(scope="session")
 def run() -> RunResult:
-    """One ordinary finished run."""
+    """One ordinary finished run: validation and test, four classes, nine evaluations."""
     return make_run()

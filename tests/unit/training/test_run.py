@@ -29,6 +29,8 @@ MakeRecipe = Callable[..., Recipe]
 
 pytestmark = pytest.mark.training
 QUIET = RunOptions(show_progress=False)
+WORDS = {word: "positive" for word in ("joyous", "warm", "funny", "lovely", "great", "clever")}
+WORDS |= {word: "negative" for word in ("dull", "boring", "mess", "flat", "bad", "weak")}
 
 
 def weights(run_dir: Path) -> bytes:
@@ -48,14 +50,18 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def test_run_leaves_a_folder_that_says_what_happened(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    result = run(make_recipe("training.epochs=6"), tmp_path / "run", options=QUIET)
+    train = tmp_path / "easy.csv"  # one word decides: a random tiny model can learn this
+    rows = [f"{filler} {word},{label}" for word, label in WORDS.items() for filler in ("a", "the film is", "very", "so")]
+    train.write_text("\n".join(["text,label", *rows]))
+    recipe = make_recipe("training.epochs=12", "method.rank=8", train=train)
+    result = run(recipe, tmp_path / "run", options=QUIET)
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"adapter", "recipe.yaml", "run.json", "report.html"} <= left
     assert "checkpoints" not in left
     assert RunResult.read(tmp_path / "run") == result
     assert result.data.rows == {"train": 48, "validation": 16}
     losses = [point.values["loss"] for point in result.history if "loss" in point.values]
-    assert len(losses) == 36  # 6 epochs x 6 batches, logged at each step
+    assert len(losses) == 72  # 12 epochs x 6 batches, logged at each step
     assert sum(losses[-6:]) < 0.5 * sum(losses[:6])
     scores = [point.values["validation_accuracy"] for point in result.history if "validation_accuracy" in point.values]
     assert result.metrics["validation"]["accuracy"] == max(scores)
