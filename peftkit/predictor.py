@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftkit.errors import CapabilityError, RunError
 from peftkit.recipe import Recipe
-from peftkit.results import RunResult
+from peftkit.results import RUN_FILE, RunResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +55,7 @@ class Predictor:
         run_dir = Path(run_dir)
         result = RunResult.read(run_dir)
         _check_files(result, run_dir)
-        recipe = Recipe.model_validate(dict(result.recipe))
+        recipe = Recipe.from_values(result.recipe, origin=str(run_dir / RUN_FILE))
         dtype: torch.dtype = getattr(torch, result.model.dtype)
         loaded = load_tuned(run_dir, recipe.model, recipe.task.head(), dtype=dtype)
         predictor = cls(recipe, loaded)

@@ -176,6 +176,8 @@ class RunResult(_Part):
             RunError: the folder holds no finished run, or one of another format.
         """
         path = run_dir / RUN_FILE
+        if not run_dir.is_dir():
+            raise RunError(f"there is no run folder '{run_dir}'; name a folder that  peftkit run  has left")
         if not path.is_file():
             raise RunError(
                 f"'{run_dir}' holds no finished run (no {RUN_FILE}); finish it with  peftkit run --resume {run_dir}"

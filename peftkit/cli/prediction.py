@@ -10,7 +10,7 @@ import typer
 from peftkit.cli.group import PluginFiles, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from typing import TextIO
 
@@ -57,8 +57,8 @@ def predict(  # noqa: PLR0913 - typer makes each option from a parameter
         _predict_file(predictor, file, out, batch_size=batch_size)
         return
     answers = predictor(texts, batch_size=batch_size)
-    for text, answer in zip(texts or (), answers, strict=True):
-        typer.echo(_as_json({"text": text, **answer}) if as_json else _readable(text, answer))
+    for line in (_json_lines if as_json else _readable_lines)(texts or (), answers):
+        typer.echo(line)
 
 
 def _refuse_contradictions(texts: list[str] | None, file: Path | None, out: Path) -> None:
@@ -142,11 +142,18 @@ def _as_json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _readable(text: str, answer: Mapping[str, Any]) -> str:
-    """`positive  0.982  some text`: what was answered, how sure, for what."""
-    values = [value for value in answer.values() if not isinstance(value, dict)]
-    shown = [_value_in_words(value) for value in values]
-    return "  ".join([*shown, text])
+def _json_lines(texts: Sequence[str], answers: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [_as_json({"text": text, **answer}) for text, answer in zip(texts, answers, strict=True)]
+
+
+def _readable_lines(texts: Sequence[str], answers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """`positive  0.982  some text`: what was answered, how sure, for what; in columns."""
+    table = [[_value_in_words(value) for value in answer.values() if not isinstance(value, dict)] for answer in answers]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join([*(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)), text])
+        for row, text in zip(table, texts, strict=True)
+    ]
 
 
 def _value_in_words(value: Any) -> str:

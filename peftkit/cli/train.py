@@ -47,19 +47,17 @@ def run(  # noqa: PLR0913 - typer makes each option from a parameter
     from peftkit.recipe import Recipe
 
     load_plugin_files(plugin)
-    # The recipe comes before the import of the training code: its problems shall show at once.
+    # The recipe comes before the import of the training code, which takes seconds: its problems shall show at once.
     loaded = Recipe.from_yaml(recipe, settings=settings or ()) if recipe else None
+    folder = resume or run_dir or Path("runs", str(loaded.name if loaded else ""))
+    if not quiet:
+        typer.echo(f"{_in_short(loaded)} -> {folder}" if loaded else f"resuming {folder}", err=True)
 
     from peftkit import training
 
     options = training.RunOptions(overwrite=overwrite, trust_remote_code=trust_remote_code, show_progress=not quiet)
-    if resume is not None:
-        _print_result(training.resume(resume, options=options), resume)
-    elif loaded is not None:
-        folder = run_dir or Path("runs", str(loaded.name))
-        if not quiet:
-            typer.echo(f"{_in_short(loaded)} -> {folder}", err=True)
-        _print_result(training.run(loaded, folder, options=options), folder)
+    result = training.run(loaded, folder, options=options) if loaded else training.resume(folder, options=options)
+    _print_result(result, folder)
 
 
 def check(

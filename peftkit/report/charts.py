@@ -65,7 +65,7 @@ def curves(result: RunResult) -> dict[str, Curve]:
     found: dict[str, list[tuple[int, float]]] = {}
     for point in result.history:
         for key, value in point.values.items():
-            found.setdefault(key, []).append((point.step, value if math.isfinite(value) else math.nan))
+            found.setdefault(key, []).append((point.step, value))
     return {key: Curve(key, *zip(*points, strict=True)) for key, points in found.items()}
 
 

@@ -67,7 +67,7 @@ def render_page(result: RunResult) -> str:
             panels=list(_main_panels(result, found)),
             other_panels=list(_other_panels(found)),
             evaluations=list(_evaluations(result, validated)),
-            validated=[key.removeprefix(_VALIDATION) for key in validated],
+            validated=[key if key == f"{_VALIDATION}loss" else key.removeprefix(_VALIDATION) for key in validated],
             artifacts=list(_artifacts(result)),
             classification={split: _view(split, detail) for split, detail in details.items() if detail},
             worst={split: result.splits[split].worst for split in splits if result.splits[split].worst},

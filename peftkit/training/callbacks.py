@@ -140,9 +140,7 @@ class StopOnInterrupt(TrainerCallback):
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self.console.print(
-            "stopping after this step; press Ctrl-C again to stop at once, with the last checkpoint"
-        )
+        self.console.print("stopping after this step; press Ctrl-C again to stop at once, with the last checkpoint")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save and stop, if asked."""

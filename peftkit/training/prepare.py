@@ -85,6 +85,11 @@ def load_rows(recipe: Recipe) -> tuple[LoadedData, Task]:
         DataError: rows that cannot be read, or lack what the task needs.
     """
     loaded = recipe.data.load()
+    if "train" not in loaded.splits:
+        raise DataError(
+            f"{loaded.source} gives no split 'train' (it gives: {', '.join(loaded.splits)}); "
+            "name the training rows in the recipe under  data"
+        )
     return loaded, recipe.task.resolved(loaded.splits)
 
 
@@ -136,7 +141,7 @@ def completed(recipe: Recipe, task: Task) -> Recipe:
     training = recipe.training.model_copy(
         update={
             "learning_rate": recipe.training.learning_rate or recipe.method.default_learning_rate,
-            "best_metric": recipe.training.best_metric or scores[0].name,
+            "best_metric": recipe.training.best_metric or scores[0].score_name,
         }
     )
     return recipe.model_copy(

@@ -246,11 +246,11 @@ def _evaluation(setup: Setup) -> dict[str, Any]:
         cadence |= {"save_strategy": "steps", "save_steps": training.evaluate_every}
     if VALIDATION not in setup.features:
         return cadence | {"eval_strategy": "no"}
-    best = next(metric for metric in setup.recipe.metrics if metric.name == training.best_metric)
+    best = next(metric for metric in setup.recipe.metrics if metric.score_name == training.best_metric)
     return cadence | {
         "eval_strategy": cadence["save_strategy"],
         "eval_steps": cadence.get("save_steps"),
         "load_best_model_at_end": True,
-        "metric_for_best_model": f"eval_{best.name}",
+        "metric_for_best_model": f"eval_{best.score_name}",
         "greater_is_better": best.greater_is_better,
     }

@@ -152,7 +152,7 @@ def test_an_interruption_anywhere_ends_in_one_line(tmp_path: Path, capsys: pytes
         (["check", "a", "b"], "error: got unexpected extra argument"),
         (["run"], "error: name a recipe file, or a stopped run with --resume DIR; see  peftkit run --help\n"),
         (["cache", "clear"], "error: name one entry, or give --all; see  peftkit cache clear --help\n"),
-        (["predict", "x", "--batch-size", "many", "text"], "error: invalid value for '--batch-size': "),
+        (["predict", "x", "--batch-size", "many", "text"], "error: invalid value for '--batch-size'"),
     ],
 )
 def test_a_wrong_command_line_names_the_help_page(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from peftkit.cli.entry import main
+from peftkit.cli.prediction import _readable_lines
 
 TEXTS = ["a good film", "a bad soup", "", "kind " * 60, "[bold]kind[/bold] ä"]
 
@@ -174,3 +175,14 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.Captur
 def test_a_device_that_is_not_there_is_refused(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert predict(finished_run, "text", "--device", "tpu") == 4
     assert "device 'tpu' cannot be used here" in capsys.readouterr().err
+
+
+def test_readable_lines_stand_in_columns() -> None:
+    answers = [
+        {"label": "ok", "probability": 0.5, "probabilities": {"ok": 0.5}},
+        {"label": "excellent", "probability": 0.98765, "probabilities": {"ok": 0.0}},
+    ]
+    assert _readable_lines(["a", "b c"], answers) == ["ok         0.500  a", "excellent  0.988  b c"]
+    assert _readable_lines(["a"], [{"labels": ["x", "y"], "probabilities": {}}]) == ["x, y  a"]
+    assert _readable_lines(["a", "b"], [{"labels": []}, {"labels": ["x"]}]) == ["(none)  a", "x       b"]
+    assert _readable_lines(["a", "b"], [{"value": -1.25}, {"value": 10.0}]) == ["-1.250  a", "10.000  b"]

@@ -82,6 +82,14 @@ def test_always_the_same_class_neither_fails_nor_warns(name: str, answer: int) -
     assert value == pytest.approx(expected[name], abs=1e-12)
 
 
+@pytest.mark.parametrize(("spec", "value"), [("f1", 0.0), ("f1_macro", 1.0)])
+def test_class_that_never_occurs(spec: str, value: float) -> None:
+    """Neither predicted nor actual: F1 of class 1 is 0, and macro is over the class that there is."""
+    assert metrics.build(spec).compute([0, 0, 0], [0, 0, 0]) == {spec: value}
+    labels = metrics.build("f1_macro").compute([[1, 0], [1, 0]], [[1, 0], [1, 0]])
+    assert labels == {"f1_macro": 0.5}
+
+
 @pytest.mark.parametrize("name", ["accuracy", "f1_macro", "matthews_correlation"])
 def test_one_row(name: str) -> None:
     expected = 0.0 if name == "matthews_correlation" else 1.0

@@ -38,6 +38,7 @@ class _Scripts(BaseHTTPRequestHandler):
     """Metric scripts of a hub, by the path that evaluate asks for."""
 
     files: dict[str, bytes]
+    asked: list[str]
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -46,6 +47,7 @@ class _Scripts(BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def _answer(self, *, with_body: bool) -> None:
+        self.asked.append(self.path)
         body = self.files.get(self.path)
         self.send_response(404 if body is None else 200)
         self.send_header("Content-Length", str(len(body or b"")))
@@ -59,11 +61,17 @@ class _Scripts(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def scripts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, bytes]]:
+def asked() -> list[str]:
+    """Paths that were requested from the hub."""
+    return []
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: list[str]) -> Iterator[dict[str, bytes]]:
     """Files of a reachable hub on the loopback interface, by path; no metric is loaded or cached yet."""
     hub._load.cache_clear()
     files: dict[str, bytes] = {}
-    handler = type("Scripts", (_Scripts,), {"files": files})
+    handler = type("Scripts", (_Scripts,), {"files": files, "asked": asked})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
@@ -136,15 +144,22 @@ def test_unreachable_hub_names_the_metric_and_what_works_offline(
 
 
 def test_metric_that_was_loaded_before_works_without_the_hub(
-    scripts: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    scripts: dict[str, bytes], asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripts["/evaluate-metric/shared_words/shared_words.py"] = SHARED_WORDS.encode()
     metric = metrics.build("hub:shared_words")
     online = metric.compute(*TEXTS)
     hub._load.cache_clear()
     monkeypatch.setattr("peftkit.artifacts.hub_reachable", lambda: False)
-    scripts.clear()
+    asked.clear()
     assert metric.compute(*TEXTS) == online
+    assert asked == []
+
+
+def test_only_result_counts_whatever_its_name(scripts: dict[str, bytes]) -> None:
+    only = SHARED_WORDS.replace('"most": max(shared), "shared_words"', '"mean"')
+    scripts["/evaluate-metric/overlap/overlap.py"] = only.encode()
+    assert metrics.build("hub:overlap").compute(*TEXTS) == {"overlap": 1.5}
 
 
 @pytest.mark.parametrize("spec", ["hub:somebody/metric", "hub:../metric", "hub:", "hub"])

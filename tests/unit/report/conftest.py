@@ -120,6 +120,58 @@ RECIPE = {
 }
 
 
+DATA = DataRecord(
+    source="files: news/{train,validation,test}.csv",
+    artifacts=(ArtifactRecord(locator="news/train.csv", origin="local", sha256="ab12" * 16),),
+    rows={"train": 12000, "validation": 1900, "test": 1900},
+    fingerprint={"train": "1f" * 32, "validation": "2e" * 32, "test": "3d" * 32},
+    notes=("first_available: the hub cannot be reached; took the second of 2 sources",),
+    warnings=(
+        "14 rows of split 'train' also stand in 'test' (first: row 311, 'Dollar slips against euro')",
+        "3 rows of split 'train' are longer than 128 tokens and will be cut",
+    ),
+)
+MODEL = ModelRecord(
+    artifact=ArtifactRecord(
+        locator="bert-base-uncased",
+        origin="mirror",
+        revision="1.0.2",
+        sha256="77aa" * 16,
+        note="the mirror holds a Q4_1 quantized copy of the weights: scores differ a little",
+    ),
+    architecture="BertForSequenceClassification",
+    dtype="float32",
+    total_parameters=109_781_768,
+    trainable_parameters=297_988,
+    head_parameters=3_076,
+    trained_modules=(
+        "bert.encoder.layer.*.attention.self.query.lora_A.default",
+        "bert.encoder.layer.*.attention.self.query.lora_B.default",
+        "bert.encoder.layer.*.attention.self.value.lora_A.default",
+        "bert.encoder.layer.*.attention.self.value.lora_B.default",
+        "classifier.modules_to_save.default",
+    ),
+)
+COST = CostRecord(
+    train_seconds=754.2,
+    total_seconds=816.9,
+    steps=2250,
+    examples_per_second=47.7,
+    peak_memory_bytes=1_871_000_000,
+    saved_bytes=1_197_000,
+)
+ENVIRONMENT = {
+    "device": "cpu",
+    "precision": "fp32",
+    "python": "3.11.2",
+    "platform": "Linux-6.1-x86_64",
+    "cpu_cores": "8",
+    "torch": "2.13.0",
+    "transformers": "5.23.0",
+    "peft": "0.21.2",
+}
+
+
 def make_run(**changes: Any) -> RunResult:
     """A LoRA run on news topics; `changes` replace its fields."""
     values: dict[str, Any] = {
@@ -128,62 +180,16 @@ def make_run(**changes: Any) -> RunResult:
         "started": "2025-03-04T09:15:27+00:00",
         "recipe": RECIPE,
         "recipe_sha256": "5c8f" * 16,
-        "data": DataRecord(
-            source="files: news/{train,validation,test}.csv",
-            artifacts=(ArtifactRecord(locator="news/train.csv", origin="local", sha256="ab12" * 16),),
-            rows={"train": 12000, "validation": 1900, "test": 1900},
-            fingerprint={"train": "1f" * 32, "validation": "2e" * 32, "test": "3d" * 32},
-            notes=("first_available: the hub cannot be reached; took the second of 2 sources",),
-            warnings=(
-                "14 rows of split 'train' also stand in 'test' (first: row 311, 'Dollar slips against euro')",
-                "3 rows of split 'train' are longer than 128 tokens and will be cut",
-            ),
-        ),
-        "model": ModelRecord(
-            artifact=ArtifactRecord(
-                locator="bert-base-uncased",
-                origin="mirror",
-                revision="1.0.2",
-                sha256="77aa" * 16,
-                note="the mirror holds a Q4_1 quantized copy of the weights: scores differ a little",
-            ),
-            architecture="BertForSequenceClassification",
-            dtype="float32",
-            total_parameters=109_781_768,
-            trainable_parameters=297_988,
-            head_parameters=3_076,
-            trained_modules=(
-                "bert.encoder.layer.*.attention.self.query.lora_A.default",
-                "bert.encoder.layer.*.attention.self.query.lora_B.default",
-                "bert.encoder.layer.*.attention.self.value.lora_A.default",
-                "bert.encoder.layer.*.attention.self.value.lora_B.default",
-                "classifier.modules_to_save.default",
-            ),
-        ),
-        "cost": CostRecord(
-            train_seconds=754.2,
-            total_seconds=816.9,
-            steps=2250,
-            examples_per_second=47.7,
-            peak_memory_bytes=1_871_000_000,
-            saved_bytes=1_197_000,
-        ),
+        "data": DATA,
+        "model": MODEL,
+        "cost": COST,
         "history": learning_history(
             2250, every=250, metrics={"accuracy": 0.9124, "f1_macro": 0.9098, "matthews_correlation": 0.8833}
         ),
         "splits": make_splits(),
         "best_metric": "validation_accuracy",
-        "best_step": 1750,
-        "environment": {
-            "device": "cpu",
-            "precision": "fp32",
-            "python": "3.11.2",
-            "platform": "Linux-6.1-x86_64",
-            "cpu_cores": "8",
-            "torch": "2.13.0",
-            "transformers": "5.23.0",
-            "peft": "0.21.2",
-        },
+        "best_step": 2000,
+        "environment": ENVIRONMENT,
     }
     return RunResult(**{**values, **changes})
 
@@ -209,9 +215,11 @@ def make_regression(**changes: Any) -> RunResult:
     return make_run(**{**values, **changes})
 
 
-def make_many_classes(labels: Sequence[str], rows: int, **changes: Any) -> RunResult:
+def make_many_classes(labels: Sequence[str], rows: int, *, skill: float = 2.5, **changes: Any) -> RunResult:
     """A test split with these labels."""
-    record = SplitRecord(metrics={"accuracy": 0.71}, classification=draw_detail(labels, rows), worst=make_worst(3))
+    record = SplitRecord(
+        metrics={"accuracy": 0.71}, classification=draw_detail(labels, rows, skill=skill), worst=make_worst(3)
+    )
     return make_run(**{"splits": {"test": record}, **changes})
 
 

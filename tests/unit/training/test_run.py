@@ -51,7 +51,9 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 def test_run_leaves_a_folder_that_says_what_happened(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     train = tmp_path / "easy.csv"  # one word decides: a random tiny model can learn this
-    rows = [f"{filler} {word},{label}" for word, label in WORDS.items() for filler in ("a", "the film is", "very", "so")]
+    rows = [
+        f"{filler} {word},{label}" for word, label in WORDS.items() for filler in ("a", "the film is", "very", "so")
+    ]
     train.write_text("\n".join(["text,label", *rows]))
     recipe = make_recipe("training.epochs=12", "method.rank=8", train=train)
     result = run(recipe, tmp_path / "run", options=QUIET)
@@ -273,6 +275,22 @@ def test_early_stopping_stops(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     assert result.best_step == 6
 
 
+def test_best_metric_may_be_named_by_its_options(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    metric = "metrics=[accuracy, {name: f1, average: micro}]"
+    recipe = make_recipe(metric, "training.best_metric=f1_micro", "training.max_steps=1")
+    assert run(recipe, tmp_path / "run", options=QUIET).best_metric == "validation_f1_micro"
+
+
+def test_run_of_a_plugin_that_is_not_loaded_says_so(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    run(make_recipe("training.max_steps=1"), tmp_path / "run", options=QUIET)
+    path = tmp_path / "run" / "run.json"
+    path.write_text(path.read_text().replace('"name": "lora"', '"name": "moonshot"'))
+    with pytest.raises(RecipeError, match="unknown tuning method 'moonshot'"):
+        load(tmp_path / "run")
+    with pytest.raises(RunError, match="there is no run folder '.*nowhere'"):
+        load(tmp_path / "nowhere")
+
+
 def test_tensorboard_gets_the_curve(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     run(make_recipe("training.max_steps=2", "training.report_to=[tensorboard]"), tmp_path / "run", options=QUIET)
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
@@ -314,6 +332,12 @@ def test_broken_rows_stop_the_run_all_at_once(make_recipe: MakeRecipe, tmp_path:
         run(make_recipe(train=tmp_path / "train.csv"), tmp_path / "run", options=QUIET)
     assert "train.csv:3" in str(caught.value)
     assert "train.csv:4" in str(caught.value)
+
+
+def test_rows_without_a_training_split_are_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe("data.train=null")
+    with pytest.raises(DataError, match=r"gives no split 'train' \(it gives: validation\)"):
+        run(recipe, tmp_path / "run", options=QUIET)
 
 
 def test_half_precision_weights_cannot_be_trained(make_recipe: MakeRecipe, tmp_path: Path) -> None:
