@@ -154,6 +154,8 @@ class Recipe(Section):
         best = self.training.best_metric
         scored = self.metrics or [metrics.build(name) for name in self.task.default_metrics]
         known = [metric.score_name for metric in scored]
+        if twice := next((name for name in known if known.count(name) > 1), None):
+            raise _problem_at(("metrics",), f"two metrics give the score {twice!r}; keep one of them", value=known)
         if best is not None and best not in known:
             close = closest(best, known)
             hint = f"; did you mean {close!r}?" if close else ""

@@ -25,16 +25,17 @@ def _cache(context: typer.Context) -> None:
 def list_cache() -> None:
     """List downloaded models and data sets with their sizes."""
     from peftkit.artifacts import cache_dir, list_entries
-    from peftkit.cli.output import bytes_in_words, print_columns
+    from peftkit.cli.output import print_columns
+    from peftkit.report.wording import size
 
     entries = list_entries()
     rows = [
-        (entry.kind, entry.name, bytes_in_words(entry.bytes), str(entry.files), entry.origin)
+        (entry.kind, entry.name, size(entry.bytes), str(entry.files), entry.origin)
         for entry in sorted(entries, key=lambda entry: (entry.kind, entry.name))
     ]
     if rows:
         print_columns(rows, header=("kind", "name", "size", "files", "origin"))
-    total = bytes_in_words(sum(entry.bytes for entry in entries))
+    total = size(sum(entry.bytes for entry in entries))
     typer.echo(f"{len(entries)} in {cache_dir()}, {total}")
 
 
@@ -68,10 +69,10 @@ def clear_cache(
         raise UsageError("name one entry, or give --all")
 
     from peftkit.artifacts import clear_entries
-    from peftkit.cli.output import bytes_in_words
+    from peftkit.report.wording import size
 
     removed = clear_entries(name)
     for entry in removed:
-        typer.echo(f"deleted {entry.name}, {bytes_in_words(entry.bytes)}")
+        typer.echo(f"deleted {entry.name}, {size(entry.bytes)}")
     if not removed:
         typer.echo("the cache is empty")

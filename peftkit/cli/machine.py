@@ -94,12 +94,12 @@ def _device() -> Iterator[Finding]:
 def _gpus() -> Iterator[Finding]:
     import torch
 
-    from peftkit.cli.output import bytes_in_words
+    from peftkit.report.wording import size
 
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
         capability = f"compute capability {facts.major}.{facts.minor}"
-        memory = bytes_in_words(facts.total_memory)
+        memory = size(facts.total_memory)
         yield Finding("device", f"cuda:{index}: {facts.name}, {memory}, {capability}, CUDA {torch.version.cuda}")
     bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     yield Finding(
@@ -125,14 +125,14 @@ def _surroundings() -> Iterator[Finding]:
     import shutil
 
     from peftkit.artifacts import cache_dir, hub_reachable
-    from peftkit.cli.output import bytes_in_words
+    from peftkit.report.wording import size
 
     cache = cache_dir()
     existing = next(folder for folder in [cache, *cache.absolute().parents] if folder.is_dir())
     for name, folder, shown in (("disk here", Path(), Path().resolve()), ("disk of cache", existing, cache)):
         free = shutil.disk_usage(folder).free
         problem = f"less than 1 GiB is free at {shown}; models and runs need more" if free < 2**30 else None
-        yield Finding(name, f"{bytes_in_words(free)} free at {shown}", problem)
+        yield Finding(name, f"{size(free)} free at {shown}", problem)
     hub = "reachable" if hub_reachable() else "not reachable: models come from local folders, the cache or mirrors"
     yield Finding("hub", hub)
 

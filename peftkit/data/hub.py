@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from peftkit.data import DataSource, LoadedData, sources
+from peftkit.data.progress_bars import hidden_progress_bars
 from peftkit.data.splitting import Selection, split_count
 from peftkit.errors import ArtifactError, DataError
 
@@ -55,7 +55,7 @@ class Hub(Selection, DataSource):
 
         saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
         try:
-            with _quiet():
+            with hidden_progress_bars():
                 loaded = (
                     datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path), name=self.config)
                 )
@@ -78,17 +78,3 @@ class Hub(Selection, DataSource):
                 )
             chosen[split] = self.select(present[wanted], count=count, place=f"split {wanted!r} of {place}")
         return chosen
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars; a run has its own."""
-    import datasets
-
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()

@@ -22,7 +22,7 @@ from peftkit.results import RUN_FILE, RunResult
 from peftkit.training.callbacks import SealCheckpoints, ShowProgress, StopOnInterrupt
 from peftkit.training.checkpoints import newest_whole
 from peftkit.training.environment import Environment, check_environment
-from peftkit.training.prepare import PreparedData, completed, find_problems, load_rows, prepare_data
+from peftkit.training.prepare import PreparedData, check_metrics, completed, find_problems, load_rows, prepare_data
 from peftkit.training.record import Outcome, Timing, build_result, score_splits
 from peftkit.training.trainer import HookedTrainer, Setup, build_trainer, total_steps
 from peftkit.training.verify import check_best_score, check_reload
@@ -159,6 +159,7 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     for line in (*data.loaded.notes, *data.warnings):
         console.print(f"note: {line}")
     recipe = completed(recipe, data.task)
+    check_metrics(recipe, data.features)
     (run_dir / RECIPE_FILE).write_text(recipe.to_yaml(), "utf-8")
 
     base = _tuned_model(recipe, data, environment=environment, options=options)

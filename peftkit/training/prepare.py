@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from peftkit.data import ORIGIN, LoadedData
 from peftkit.data.fingerprint import fingerprint
+from peftkit.data.progress_bars import hidden_progress_bars
 from peftkit.errors import DataError
 from peftkit.recipe import Recipe
 from peftkit.results import DataRecord
@@ -63,19 +64,10 @@ class PreparedData:
 _ROWS_WORTH_A_BAR = 50_000  # tokenizing them takes some seconds
 
 
-@contextmanager
-def _tokenizing_bar(rows: int) -> Iterator[None]:
+def _tokenizing_bar(rows: int) -> AbstractContextManager[None]:
     """The datasets library's progress bar where there is something to wait for and a terminal to draw on."""
-    import datasets
-
-    shown = datasets.is_progress_bar_enabled()
-    if rows < _ROWS_WORTH_A_BAR or not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
+    worthwhile = rows >= _ROWS_WORTH_A_BAR and sys.stderr.isatty()
+    return nullcontext() if worthwhile else hidden_progress_bars()
 
 
 def load_rows(recipe: Recipe) -> tuple[LoadedData, Task]:
@@ -130,6 +122,22 @@ def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared
         with _tokenizing_bar(len(rows)):
             features[split] = task.encode(rows, tokenizer, recipe.model.max_length)
     return PreparedData(task, loaded, features, tuple(warnings))
+
+
+def check_metrics(recipe: Recipe, features: Mapping[str, Dataset]) -> None:
+    """Score the references against themselves, so that a metric that does not fit is found before training.
+
+    Raises:
+        DataError: a metric has no meaning for these labels.
+        CapabilityError: a metric cannot be loaded here.
+    """
+    import numpy as np
+
+    for split, rows in features.items():
+        if split != "train" or len(features) == 1:
+            references = np.asarray(rows["labels"])
+            for metric in recipe.metrics:
+                metric.compute(references, references)
 
 
 def completed(recipe: Recipe, task: Task) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -182,6 +183,7 @@ def _history(log: list[dict[str, Any]]) -> Iterator[HistoryPoint]:
             key.replace("eval_", f"{VALIDATION}_", 1) if key.startswith("eval_") else key: float(value)
             for key, value in entry.items()
             if key not in ("step", "epoch", "total_flos", "train_loss") and not key.endswith(_NOT_LEARNING)
+            if math.isfinite(value)  # fp16 skips steps whose gradient overflows; JSON has no word for infinity
         }
         if values:
             yield HistoryPoint(step=entry["step"], epoch=float(entry.get("epoch") or 0.0), values=values)

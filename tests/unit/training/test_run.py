@@ -275,6 +275,14 @@ def test_early_stopping_stops(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     assert result.best_step == 6
 
 
+def test_metric_that_does_not_fit_is_found_before_training(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    (tmp_path / "three.csv").write_text("text,label\n" + "".join(f"row {i},{'abc'[i % 3]}\n" for i in range(12)))
+    recipe = make_recipe("metrics=[f1]", train=tmp_path / "three.csv", validation=tmp_path / "three.csv")
+    with pytest.raises(DataError, match="binary"):
+        run(recipe, tmp_path / "run", options=QUIET)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_best_metric_may_be_named_by_its_options(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     metric = "metrics=[accuracy, {name: f1, average: micro}]"
     recipe = make_recipe(metric, "training.best_metric=f1_micro", "training.max_steps=1")
@@ -287,7 +295,7 @@ def test_run_of_a_plugin_that_is_not_loaded_says_so(make_recipe: MakeRecipe, tmp
     path.write_text(path.read_text().replace('"name": "lora"', '"name": "moonshot"'))
     with pytest.raises(RecipeError, match="unknown tuning method 'moonshot'"):
         load(tmp_path / "run")
-    with pytest.raises(RunError, match="there is no run folder '.*nowhere'"):
+    with pytest.raises(RunError, match=r"there is no run folder '.*nowhere'"):
         load(tmp_path / "nowhere")
 
 
