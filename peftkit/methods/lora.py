@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @methods.register("lora")
 class Lora(TuningMethod):
-    """y = W x + (alpha / rank) B A x with W frozen (Hu et al. 2021, arXiv:2106.09685, section 4)."""
+    """Low-rank updates beside frozen linear layers: y = W x + (alpha / rank) B A x.
+
+    Hu et al. 2021, arXiv:2106.09685, section 4.
+    """
 
     mergeable: ClassVar[bool] = True
     default_learning_rate: ClassVar[float] = 1e-3

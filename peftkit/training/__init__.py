@@ -130,7 +130,7 @@ def _claim(run_dir: Path, *, overwrite: bool) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise RunError(f"'{run_dir}' is a file; choose a folder with --run-dir")
     left = sorted(path.name for path in run_dir.iterdir()) if run_dir.is_dir() else []
-    if not left:
+    if left in ([], [RECIPE_FILE]):  # a run that failed before it computed anything leaves its recipe only
         return
     if not overwrite:
         finished = RUN_FILE in left

@@ -329,6 +329,13 @@ def test_used_folder_is_refused_and_overwritten_only_if_it_is_a_run(make_recipe:
     assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"meow"
 
 
+def test_run_that_failed_before_it_computed_anything_can_be_repeated(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no file"):
+        run(make_recipe(train=tmp_path / "absent.csv"), tmp_path / "run", options=QUIET)
+    run(make_recipe("training.max_steps=1"), tmp_path / "run", options=QUIET)
+    assert (tmp_path / "run" / "run.json").is_file()
+
+
 def test_resume_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"holds no run to resume \(no recipe.yaml\)"):
         resume(tmp_path, options=QUIET)
