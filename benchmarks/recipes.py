@@ -2,9 +2,10 @@
 
     python benchmarks/recipes.py sst2_lora --seeds 0 1 2
     python benchmarks/recipes.py stsb_lora --seeds 0 --set 'data={name: files, train: ..., test: ...}'
+    python benchmarks/recipes.py sst2_lora --runs runs/seed0 runs/seed1      # runs that are there already
 
 Runs a recipe once per seed and writes benchmarks/results/NAME.json: scores by split, mean and standard deviation over
-seeds, bootstrap intervals of each run, times, versions. Settings are not written, only which keys were set.
+seeds, bootstrap intervals of each run, times, versions. No row of the data and no path is written.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ def main() -> None:
     parser.add_argument("recipe", help="name of a file in recipes/, without .yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--runs", type=Path, nargs="+", help="finished run folders to summarize instead")
     parser.add_argument("--label", default="", help="added to the result's name, for other data than the recipe's own")
     given = parser.parse_args()
-    results = [one_run(given.recipe, [*given.settings, f"seed={seed}"]) for seed in given.seeds]
-    summary = summarize(results, seeds=given.seeds, keys=[setting.partition("=")[0] for setting in given.settings])
+    if given.runs:
+        results = [RunResult.read(folder) for folder in given.runs]
+    else:
+        results = [one_run(given.recipe, [*given.settings, f"seed={seed}"]) for seed in given.seeds]
+    summary = summarize(results)
     name = given.recipe + (f"_{given.label}" if given.label else "")
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     path.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
@@ -48,13 +53,17 @@ def one_run(name: str, settings: list[str]) -> RunResult:
         return run(recipe, Path(folder) / "run", options=RunOptions(show_progress=False))
 
 
-def summarize(results: list[RunResult], *, seeds: list[int], keys: list[str]) -> dict[str, Any]:
+def summarize(results: list[RunResult]) -> dict[str, Any]:
     """Scores over seeds, without any row of the data."""
     first = results[0]
+    alike = {json.dumps(dict(result.recipe) | {"seed": 0, "name": ""}, sort_keys=True) for result in results}
+    if len(alike) > 1:
+        raise SystemExit("these runs differ in more than the seed; summarize like with like")
     return {
         "recipe": first.name,
-        "seeds": seeds,
-        "set": keys,
+        "seeds": [result.recipe["seed"] for result in results],
+        "method": first.recipe["method"],
+        "training": first.recipe["training"],
         "rows": dict(first.data.rows),
         "data_fingerprint": dict(first.data.fingerprint),
         "model": first.model.artifact.model_dump(mode="json"),
@@ -65,7 +74,7 @@ def summarize(results: list[RunResult], *, seeds: list[int], keys: list[str]) ->
         },
         "train_seconds": [round(result.cost.train_seconds, 1) for result in results],
         "peak_memory_bytes": [result.cost.peak_memory_bytes for result in results],
-        "environment": dict(first.environment),
+        "environment": [dict(result.environment) for result in results],
         "peftkit": first.peftkit_version,
     }
 

@@ -169,7 +169,7 @@ def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, run_dir: Path, 
     content = json.loads(config.read_text("utf-8"))
     named = {"base_model_name_or_path": spec.id, "revision": spec.revision}
     named = named if is_adapter else {"_name_or_path": spec.id}
-    # peft keeps target modules in a set, whose order differs from process to process.
+    # peft keeps target modules in a set, whose order differs from process to process, and lists head modules twice.
     config.write_text(json.dumps(_sorted_lists(content | named), indent=2, sort_keys=True) + "\n", "utf-8")
     (folder / "README.md").unlink(missing_ok=True)  # peft's template, which names the cache folder as the base model
     return folder
@@ -177,7 +177,7 @@ def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, run_dir: Path, 
 
 def _sorted_lists(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: sorted(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
+        key: sorted(set(value)) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
         for key, value in config.items()
     }
 

@@ -28,15 +28,23 @@ class FirstAvailable(DataSource):
             ArtifactError: none is there; lists each reason.
             DataError: the first one that is there cannot be read.
         """
-        passed_over: list[str] = []
+        passed_over: list[tuple[str, Exception]] = []
         for place, source in enumerate(self.sources):
             try:
                 loaded = source.load()
             except (ArtifactError, CapabilityError, MissingFilesError) as problem:
-                passed_over.append(f"data source {place} ({source.name}) was passed over: {problem}")
+                passed_over.append((f"data source {place} ({source.name}) was passed over", problem))
                 continue
-            return replace(loaded, notes=(*passed_over, *loaded.notes))
-        listed = "\n".join(f"  - {reason}" for reason in passed_over)
+            notes = [f"{what}: {_in_one_line(problem)}" for what, problem in passed_over]
+            return replace(loaded, notes=(*notes, *loaded.notes))
+        listed = "\n".join(f"  - {what}: {problem}" for what, problem in passed_over)
         raise ArtifactError(
             f"none of {len(self.sources)} data sources can be had; make one of them available:\n{listed}"
         )
+
+
+def _in_one_line(problem: Exception) -> str:
+    """What was missing and what the hub said; without advice, which is void once another source was found."""
+    first, *rest = str(problem).splitlines()
+    said = [line.removeprefix("  - ") for line in rest if line.startswith("  - hub: ")]
+    return "; ".join([first.rstrip(":"), *said])

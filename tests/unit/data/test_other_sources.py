@@ -303,6 +303,14 @@ def test_sources_that_cannot_be_had_are_passed_over_and_noted(
     assert loaded.notes[1].startswith("data source 1 (files) was passed over: no file 'missing.csv'")
 
 
+def test_a_note_is_one_line_with_what_the_hub_said(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = ["cannot get 'o/r':", "  - hub cache: '/home/me' has no copy", "  - hub: no such id", "check the id"]
+    refuse(monkeypatch, ArtifactError("\n".join(reasons)))
+    write_numbered(write, "a.csv", 3)
+    loaded = build(name="first_available", sources=[{"name": "hub", "id": "o/r"}, files("a.csv")])
+    assert loaded.notes == ("data source 0 (hub) was passed over: cannot get 'o/r'; hub: no such id",)
+
+
 def test_a_broken_source_is_not_replaced(write: Write) -> None:
     write("broken.csv", "text,label\nx\n")
     write_numbered(write, "a.csv", 3)

@@ -375,5 +375,6 @@ def test_result_names_no_place_of_this_machine_but_what_the_recipe_says(
     run(make_recipe("training.max_steps=1"), tmp_path / "run", options=QUIET)
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == make_recipe().model.id
+    assert config["modules_to_save"] == ["classifier", "score"]  # peft itself writes classifier twice
     digest = hashlib.sha256(weights(tmp_path / "run")).hexdigest()
     assert RunResult.read(tmp_path / "run").files["adapter/adapter_model.safetensors"] == digest
