@@ -85,9 +85,11 @@ class Predictor:
         import numpy as np
         import torch
 
+        from peftkit.data.progress_bars import hidden_progress_bars
         from peftkit.models import autocast
 
-        encoded = self.task.encode(self.task.rows(inputs), self.tokenizer, self.recipe.model.max_length)
+        with hidden_progress_bars():
+            encoded = self.task.encode(self.task.rows(inputs), self.tokenizer, self.recipe.model.max_length)
         encoded = encoded.select_columns(
             [name for name in encoded.column_names if name in self.tokenizer.model_input_names]
         )

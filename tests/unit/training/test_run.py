@@ -369,9 +369,7 @@ def test_bfloat16_base_trains_float32_adapters_and_reloads(make_recipe: MakeReci
     assert load(tmp_path / "run")("a joyous film")[0]["label"] in ("negative", "positive")
 
 
-def test_result_names_no_place_of_this_machine_but_what_the_recipe_says(
-    make_recipe: MakeRecipe, tmp_path: Path
-) -> None:
+def test_adapter_names_its_base_as_the_recipe_does(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     run(make_recipe("training.max_steps=1"), tmp_path / "run", options=QUIET)
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == make_recipe().model.id
