@@ -52,7 +52,10 @@ def predict(  # noqa: PLR0913 - typer makes each option from a parameter
         check_readable(file)
     RunResult.read(run_dir)
     load_plugin_files(plugin)
-    predictor = _load_quietly(run_dir, device=device, merge=merge)
+
+    from peftkit.predictor import load
+
+    predictor = load(run_dir, device=device, merge=merge)
     if file is not None:
         _predict_file(predictor, file, out, batch_size=batch_size)
         return
@@ -68,18 +71,6 @@ def _refuse_contradictions(texts: list[str] | None, file: Path | None, out: Path
         raise UsageError("--out belongs to --file; for texts use --json and  > FILE")
     if file is not None and file == out != Path("-"):
         raise UsageError("--out would overwrite the input; name another file")
-
-
-def _load_quietly(run_dir: Path, *, device: str, merge: bool) -> Predictor:
-    """The predictor, without the progress bars that suit minutes of training but not one line of output."""
-    import datasets
-    from transformers.utils import logging
-
-    from peftkit.predictor import load
-
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
-    return load(run_dir, device=device, merge=merge)
 
 
 def _predict_file(predictor: Predictor, file: Path, out: Path, *, batch_size: int) -> None:
