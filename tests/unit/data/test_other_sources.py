@@ -304,7 +304,7 @@ def test_sources_that_cannot_be_had_are_passed_over_and_noted(
 
 
 def test_a_note_is_one_line_with_what_the_hub_said(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    reasons = ["cannot get 'o/r':", "  - hub cache: '/home/me' has no copy", "  - hub: no such id", "check the id"]
+    reasons = ["cannot get 'o/r':", "  - hub cache: 'cache' has no copy", "  - hub: no such id", "check the id"]
     refuse(monkeypatch, ArtifactError("\n".join(reasons)))
     write_numbered(write, "a.csv", 3)
     loaded = build(name="first_available", sources=[{"name": "hub", "id": "o/r"}, files("a.csv")])
