@@ -135,6 +135,7 @@ def build_trainer(setup: Setup, checkpoints: Path, *, callbacks: Sequence[Traine
     assert loss is not None  # `completed` recipes name their loss
 
     def compute_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        # Many heads ignore num_items_in_batch and so scale accumulated gradients wrongly; our losses use it.
         return loss.compute(_logits(outputs), labels, num_items_in_batch)
 
     callbacks = list(callbacks)
@@ -158,8 +159,6 @@ def build_trainer(setup: Setup, checkpoints: Path, *, callbacks: Sequence[Traine
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
-    # Heads swallow num_items_in_batch in **kwargs and ignore it; our losses use it, through compute_loss_func.
-    trainer.model_accepts_loss_kwargs = False
     trainer.setup = setup
     return trainer
 

@@ -29,7 +29,8 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     first, again, other = (LengthGroupedSampler(lengths, 8, seed=seed) for seed in (0, 0, 1))
     assert list(first) == list(first) == list(again)
     assert list(first) != list(other)
-    again.set_epoch(1)
+    first.set_epoch(1)
+    again.set_epoch(2)
     assert list(first) != list(again)
 
 

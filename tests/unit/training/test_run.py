@@ -122,6 +122,7 @@ def test_interrupted_run_resumes_to_the_same_bytes(
         stop_at(patched, step)
         with pytest.raises(InterruptedRunError, match=rf"stopped at step {step} of 12.*--resume {tmp_path}/cut"):
             run(recipe, tmp_path / "cut", options=QUIET)
+    assert (tmp_path / "cut" / "checkpoints" / f"checkpoint-{step}").is_dir()
     resumed = resume(tmp_path / "cut", options=QUIET)
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
     assert resumed.metrics == whole.metrics
