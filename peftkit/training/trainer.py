@@ -240,7 +240,8 @@ def _optimization(training: TrainingOptions) -> dict[str, Any]:
 def _evaluation(setup: Setup) -> dict[str, Any]:
     """When to evaluate and save, and which checkpoint to keep; without validation rows the last one."""
     training = setup.recipe.training
-    cadence: dict[str, Any] = {"save_strategy": "epoch", "save_total_limit": training.keep_checkpoints}
+    # The best counts too; and with a limit of 1 the engine deletes the newest when it stops: nothing could be resumed.
+    cadence: dict[str, Any] = {"save_strategy": "epoch", "save_total_limit": training.keep_checkpoints + 1}
     if isinstance(training.evaluate_every, int):
         cadence |= {"save_strategy": "steps", "save_steps": training.evaluate_every}
     if VALIDATION not in setup.features:
