@@ -117,6 +117,7 @@ def test_interrupted_run_resumes_to_the_same_bytes(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batching: str, step: int
 ) -> None:
     recipe = make_recipe("method.dropout=0.2", f"training.batching={batching}")
+    handler = signal.getsignal(signal.SIGINT)
     whole = run(recipe, tmp_path / "whole", options=QUIET)
     with monkeypatch.context() as patched:
         stop_at(patched, step)
@@ -129,7 +130,7 @@ def test_interrupted_run_resumes_to_the_same_bytes(
     assert [point.values.get("validation_accuracy") for point in resumed.history] == [
         point.values.get("validation_accuracy") for point in whole.history
     ]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_resume_passes_over_a_damaged_checkpoint_and_says_so(
