@@ -163,8 +163,9 @@ def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, run_dir: Path, 
     """
     is_adapter = hasattr(model, "peft_config")
     folder = run_dir / (ADAPTER_DIR if is_adapter else MODEL_DIR)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet_libraries():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     config = folder / ("adapter_config.json" if is_adapter else "config.json")
     content = json.loads(config.read_text("utf-8"))
     named = {"base_model_name_or_path": spec.id, "revision": spec.revision}

@@ -140,7 +140,9 @@ def tiny_t5(checkpoint: Callable[[str], Path]) -> Path:
 
 def _save(name: str, folder: Path) -> Path:
     import torch
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # would be mixed with the output that a test captures
     lines = [row["text"] for row in _read("sentiment_train.csv")]
     tokenizer, make = _BUILDERS[name]
     words = tokenizer(lines)

@@ -180,7 +180,9 @@ class Interrupting(Metric):
     '''Presses Ctrl-C when it is computed for the first time.'''
 
     def compute(self, predictions, references):
-        if not os.path.exists("pressed"):
+        if not os.path.exists("checked"):  # before training, every metric is tried on the references
+            open("checked", "w").close()
+        elif not os.path.exists("pressed"):
             open("pressed", "w").close()
             os.kill(os.getpid(), signal.SIGINT)
         return {"interrupting": 1.0}
