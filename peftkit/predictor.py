@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftkit.artifacts.digests import file_sha256
 from peftkit.errors import CapabilityError, RunError
 from peftkit.recipe import Recipe
 from peftkit.results import RUN_FILE, RunResult
@@ -117,15 +118,12 @@ class Predictor:
 
 
 def _check_files(result: RunResult, run_dir: Path) -> None:
-    import hashlib
-
     for name, digest in result.files.items():
         path = run_dir / name
         if not path.is_file():
             raise RunError(f"'{path}' is missing; restore it or run the recipe again")
-        with path.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
-                raise RunError(f"'{path}' has changed since the run wrote it; restore it or run the recipe again")
+        if file_sha256(path) != digest:
+            raise RunError(f"'{path}' has changed since the run wrote it; restore it or run the recipe again")
 
 
 def _device(name: str) -> str:

@@ -6,9 +6,10 @@ random state without a word; the manifest is written last and names every file w
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
+
+from peftkit.artifacts.digests import file_sha256
 
 MANIFEST = "peftkit_manifest.json"
 
@@ -52,12 +53,6 @@ def damage(checkpoint: Path) -> str | None:
         if file_sha256(path) != digest:
             return f"{name} has changed since it was written"
     return None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _step(checkpoint: Path) -> int:

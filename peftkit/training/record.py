@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 import peftkit
+from peftkit.artifacts.digests import file_sha256
 from peftkit.methods.targets import folded
 from peftkit.metrics.bootstrap import bootstrap_intervals
 from peftkit.metrics.classification_detail import classification_detail
 from peftkit.models import LoadedModel
 from peftkit.results import CostRecord, HistoryPoint, Interval, ModelRecord, RunResult, SplitRecord, WorstExample
 from peftkit.tasks import Scored
-from peftkit.training.checkpoints import file_sha256
 from peftkit.training.environment import describe_environment
 from peftkit.training.prepare import PreparedData
 from peftkit.training.trainer import VALIDATION, HookedTrainer
