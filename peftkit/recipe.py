@@ -18,6 +18,7 @@ from peftkit.errors import RecipeError
 from peftkit.losses import Loss, losses
 from peftkit.methods import TuningMethod, methods
 from peftkit.metrics import Metric, metrics
+from peftkit.quantization import Quantizer, quantizers
 from peftkit.recipe_problems import describe_problems
 from peftkit.registry import From, Registry, closest, plain_values
 from peftkit.tasks import Task, tasks
@@ -27,6 +28,7 @@ from peftkit.yaml_source import YamlSource, parse_yaml, read_yaml
 NamedTask = Annotated[Task, From(tasks)]
 NamedSource = Annotated[DataSource, From(sources)]
 NamedMethod = Annotated[TuningMethod, From(methods)]
+NamedQuantizer = Annotated[Quantizer, From(quantizers)]
 NamedLoss = Annotated[Loss, From(losses)]
 NamedMetric = Annotated[Metric, From(metrics)]
 
@@ -34,6 +36,7 @@ KINDS: Mapping[str, Registry[Any]] = {
     "task": tasks,
     "data": sources,
     "method": methods,
+    "quantization": quantizers,
     "loss": losses,
     "metric": metrics,
 }
@@ -142,6 +145,8 @@ class Recipe(Section):
     """Where rows come from."""
     method: NamedMethod
     """Which weights train."""
+    quantization: NamedQuantizer | None = None
+    """How the frozen weights are stored; none: in `model.dtype`."""
     loss: NamedLoss | None = None
     """What is minimised; none: the task's own."""
     metrics: tuple[NamedMetric, ...] = ()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftkit.registry import Component, Registry
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, TrainerCallback
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+Batches = Callable[[], Iterator[Mapping[str, "Tensor"]]]
 
 
 @dataclass(frozen=True)
@@ -20,21 +23,93 @@ class TuningContext:
         peft_task_type: peft's `TaskType` name, or None.
         head_modules: names of the modules that are new to the base model: always trained and saved, never targets.
         total_steps: optimizer steps of the whole run.
+        base_bits: bits in which the base stores a weight of a linear layer: 32, 16, 8 or 4.
+        gradient_checkpointing: whether activations are computed again in the backward pass.
+        extra_modules: further modules that are trained whole and saved, asked for by a method stacked with this one.
+        new_token_ids: rows of the input embedding that train, asked for by a method stacked with this one.
+        batches: gives training batches without labels, on the model's device, in a fixed order, for initialisations
+            that look at data; None where there are none (when a saved adapter is loaded, or only checked).
     """
 
     peft_task_type: str | None
     head_modules: tuple[str, ...]
     total_steps: int
+    base_bits: int = 32
+    gradient_checkpointing: bool = False
+    extra_modules: tuple[str, ...] = ()
+    new_token_ids: tuple[int, ...] = ()
+    batches: Batches | None = None
+
+    @property
+    def modules_to_save(self) -> list[str] | None:
+        """What peft's option of that name needs: heads and extra modules, or None if there are none."""
+        return [*self.head_modules, *self.extra_modules] or None
 
 
 class TuningMethod(Component):
     """Which weights train."""
 
+    paper: ClassVar[str] = ""
+    """Where the method comes from: authors, year, arXiv number."""
+    use_when: ClassVar[str] = ""
+    """One line for users who choose a method."""
+    default_learning_rate: ClassVar[float]
+
+    # Facts, which a recipe's other parts are held against before anything is loaded.
     trains_base_weights: ClassVar[bool] = False
-    """Whether weights of the base model itself change; such a method needs an unquantized base."""
+    """Whether all weights of the base itself change; it needs an unquantized base and saves a whole model."""
     mergeable: ClassVar[bool] = False
     """Whether the result can be folded into the base weights without changing outputs."""
-    default_learning_rate: ClassVar[float]
+    base_bits: ClassVar[frozenset[int]] = frozenset({4, 8, 16, 32})
+    """Bits per stored weight of the bases that the method can sit on."""
+    adapts_conv1d: ClassVar[bool] = True
+    """Whether it can change GPT-2's transposed linear layers."""
+    allows_gradient_checkpointing: ClassVar[bool] = True
+    task_types: ClassVar[frozenset[str] | None] = None
+    """peft task types the method is made for; None: all."""
+
+    def problem(self, model: PreTrainedModel, context: TuningContext) -> str | None:
+        """Why this method cannot tune `model`, in one sentence with what to do instead; None if it can.
+
+        Args:
+            model: the base model with its head; its weights may not be there yet (meta device).
+        """
+        from peftkit.methods.targets import stores_weights_transposed
+
+        if context.base_bits not in self.base_bits:
+            return self._refuses_storage(context.base_bits)
+        if not self.adapts_conv1d and stores_weights_transposed(model):
+            return (
+                f"method {self.name!r} cannot change the Conv1D layers of {type(model).__name__}, whose weights are "
+                "stored transposed; choose a method that can, such as lora"
+            )
+        if context.gradient_checkpointing and not self.allows_gradient_checkpointing:
+            return (
+                f"method {self.name!r} does not allow training.gradient_checkpointing: "
+                "the recomputed pass would give other gradients; turn it off"
+            )
+        if self.task_types is not None and context.peft_task_type not in self.task_types:
+            return (
+                f"method {self.name!r} is made for {', '.join(sorted(self.task_types))}, "
+                f"not for {context.peft_task_type}; choose another method"
+            )
+        return None
+
+    def _refuses_storage(self, bits: int) -> str:
+        if self.trains_base_weights and bits < 16:
+            return (
+                f"method {self.name!r} trains the base weights, which a {bits}-bit base stores as integers; "
+                "remove quantization or choose a method that adds weights, such as lora"
+            )
+        able = ", ".join(f"{able}-bit" for able in sorted(self.base_bits))
+        return f"method {self.name!r} does not work on a {bits}-bit base; it works on: {able}"
+
+    def full_precision_modules(self, model: PreTrainedModel, *, head_modules: Sequence[str]) -> tuple[str, ...]:
+        """Names of base modules that a quantizer has to leave as they are, because the method trains them."""
+        return ()
+
+    def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Add what the method needs to the tokenizer, before any row is encoded."""
 
     def apply(self, model: PreTrainedModel, context: TuningContext) -> PreTrainedModel:
         """The model with just those weights trainable that this method tunes; changes `model` in place.
@@ -44,9 +119,32 @@ class TuningMethod(Component):
         """
         raise NotImplementedError
 
+    def learning_rates(self, model: PreTrainedModel, *, learning_rate: float) -> Mapping[str, float]:
+        """Learning rates of parameters, by name, that differ from `learning_rate`."""
+        return {}
+
     def callbacks(self) -> Sequence[TrainerCallback]:
         """What the method needs to do while training runs."""
         return ()
+
+
+def wrapped(model: PreTrainedModel, config: Any, *, method: str) -> PreTrainedModel:
+    """`model` as a `PeftModel`.
+
+    Raises:
+        CapabilityError: peft refuses; the message carries its reason.
+    """
+    from peft import get_peft_model
+
+    from peftkit.errors import CapabilityError
+
+    try:
+        return get_peft_model(model, config)
+    except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError, RuntimeError) as problem:
+        raise CapabilityError(
+            f"method {method!r} cannot tune {type(model).__name__}: {str(problem).strip()}; "
+            "choose other method.target_modules or another method"
+        ) from problem
 
 
 methods: Registry[TuningMethod] = Registry("peftkit.methods", "tuning method")
