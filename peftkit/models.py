@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from peftkit.artifacts import Artifact, locate_model
+from peftkit.artifacts import Artifact, locate_model, locate_tokenizer
 from peftkit.errors import ArtifactError, CapabilityError, RunError
-from peftkit.tasks import Head
+from peftkit.quantization import Quantizer
+from peftkit.tasks import Head, Task
 
 if TYPE_CHECKING:
     from peftkit.recipe import ModelSpec
@@ -26,6 +27,23 @@ ADAPTER_DIR = "adapter"
 """Standard PEFT folder inside a run folder."""
 MODEL_DIR = "model"
 """Whole model inside a run folder, where the method trains base weights."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How the base weights are held.
+
+    Args:
+        dtype: of weights that are not quantized.
+        quantizer: how the linear weights are stored, or None.
+        compute_dtype: type that quantized weights are multiplied in.
+        keep: modules, besides heads, that the quantizer leaves as they are.
+    """
+
+    dtype: torch.dtype = torch.float32
+    quantizer: Quantizer | None = None
+    compute_dtype: torch.dtype = torch.float32
+    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,7 +63,7 @@ class LoadedModel:
     head_modules: tuple[str, ...]
 
 
-def load_model(spec: ModelSpec, head: Head, *, dtype: torch.dtype, trust_remote_code: bool = False) -> LoadedModel:
+def load_model(spec: ModelSpec, head: Head, *, storage: Storage, trust_remote_code: bool = False) -> LoadedModel:
     """Base model and tokenizer for a task, weights from safetensors only.
 
     Raises:
@@ -55,13 +73,51 @@ def load_model(spec: ModelSpec, head: Head, *, dtype: torch.dtype, trust_remote_
     artifact = locate_model(spec.id, revision=spec.revision, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(artifact, trust_remote_code=trust_remote_code)
     with quiet_libraries():
-        model, missing = _load_weights(artifact, head, dtype=dtype, trust_remote_code=trust_remote_code)
+        model, missing = _load_weights(artifact, head, dtype=storage.dtype, trust_remote_code=trust_remote_code)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     heads = _head_modules(model, head, missing)
     for name in heads:
         model.get_submodule(name).float()  # what trains is float32, whatever the base is stored in
     return LoadedModel(model, tokenizer, artifact, heads)
+
+
+def skeleton(spec: ModelSpec, head: Head) -> LoadedModel:
+    """The model on the meta device, from its configuration alone: modules and shapes, no weights."""
+    artifact = locate_tokenizer(spec.id, revision=spec.revision)
+    tokenizer = load_tokenizer(artifact)
+    config = AutoConfig.from_pretrained(artifact.path, **head.config)
+    with quiet_libraries(), torch.device("meta"):
+        model = getattr(transformers, head.auto_class).from_config(config)
+    return LoadedModel(model, tokenizer, artifact, _head_modules(model, head, set()))
+
+
+def base_bits(spec: ModelSpec, storage: Storage) -> int:
+    """Bits in which the base stores a weight of a linear layer."""
+    if storage.quantizer is not None:
+        return storage.quantizer.bits
+    return 8 * storage.dtype.itemsize
+
+
+def to_float32_masters(model: PreTrainedModel) -> PreTrainedModel:
+    """`model` with every trainable parameter in float32, changed in place."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def logits_of(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], *, task: Task) -> torch.Tensor:
+    """Logits of one collated batch, float32 on the CPU."""
+    with torch.inference_mode(), autocast(model):
+        there = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        logits: torch.Tensor = task.forward(model, there).float().cpu()
+    return logits
+
+
+def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """`model` on a device."""
+    return model.to(device)
 
 
 def load_tokenizer(artifact: Artifact, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -183,7 +239,7 @@ def _sorted_lists(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def load_tuned(run_dir: Path, spec: ModelSpec, head: Head, *, dtype: torch.dtype) -> LoadedModel:
+def load_tuned(run_dir: Path, spec: ModelSpec, head: Head, *, storage: Storage) -> LoadedModel:
     """What a run has saved, in evaluation mode, adapters unmerged.
 
     Raises:
@@ -192,13 +248,13 @@ def load_tuned(run_dir: Path, spec: ModelSpec, head: Head, *, dtype: torch.dtype
     from peft import PeftModel
 
     if (run_dir / ADAPTER_DIR / "adapter_config.json").is_file():
-        loaded = load_model(spec, head, dtype=dtype)
+        loaded = load_model(spec, head, storage=storage)
         with quiet_libraries():
             model = PeftModel.from_pretrained(loaded.model, run_dir / ADAPTER_DIR)
         tokenizer = AutoTokenizer.from_pretrained(run_dir / ADAPTER_DIR)
     elif (run_dir / MODEL_DIR / "config.json").is_file():
         whole = spec.model_copy(update={"id": str(run_dir / MODEL_DIR), "revision": None})
-        loaded = load_model(whole, head, dtype=dtype)
+        loaded = load_model(whole, head, storage=storage)
         model, tokenizer = loaded.model, loaded.tokenizer
     else:
         raise RunError(f"'{run_dir}' holds neither {ADAPTER_DIR}/ nor {MODEL_DIR}/; run the recipe again")

@@ -51,14 +51,14 @@ class Predictor:
         """
         import torch
 
-        from peftkit.models import load_tuned
+        from peftkit.models import Storage, load_tuned
 
         run_dir = Path(run_dir)
         result = RunResult.read(run_dir)
         _check_files(result, run_dir)
         recipe = Recipe.from_values(result.recipe, origin=str(run_dir / RUN_FILE))
         dtype: torch.dtype = getattr(torch, result.model.dtype)
-        loaded = load_tuned(run_dir, recipe.model, recipe.task.head(), dtype=dtype)
+        loaded = load_tuned(run_dir, recipe.model, recipe.task.head(), storage=Storage(dtype))
         predictor = cls(recipe, loaded)
         if merge:
             predictor._merge()

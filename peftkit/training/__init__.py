@@ -5,26 +5,26 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase
 
 from peftkit.artifacts import locate_model, locate_tokenizer
 from peftkit.errors import InterruptedRunError, RunError
-from peftkit.methods import TuningContext
-from peftkit.models import LoadedModel, load_model, load_tokenizer, quiet_libraries, save_weights
+from peftkit.models import load_tokenizer, quiet_libraries, save_weights
 from peftkit.recipe import Recipe
 from peftkit.report import write_report
 from peftkit.results import RUN_FILE, RunResult
 from peftkit.training.callbacks import SealCheckpoints, ShowProgress, StopOnInterrupt
 from peftkit.training.checkpoints import newest_whole
-from peftkit.training.environment import Environment, check_environment
-from peftkit.training.prepare import PreparedData, check_metrics, completed, find_problems, load_rows, prepare_data
+from peftkit.training.environment import check_environment
+from peftkit.training.prepare import check_metrics, completed, find_problems, load_rows, prepare_data
 from peftkit.training.record import Outcome, Timing, build_result, score_splits
-from peftkit.training.trainer import HookedTrainer, Setup, build_trainer, total_steps
+from peftkit.training.trainer import HookedTrainer, Setup, build_trainer
+from peftkit.training.tuning import check_method, storage_of, tuned_model
 from peftkit.training.verify import check_best_score, check_reload
 
 __all__ = ["CheckReport", "RunOptions", "check", "resume", "run"]
@@ -111,9 +111,10 @@ def check(recipe: Recipe, *, options: RunOptions = _DEFAULTS) -> CheckReport:
     Raises:
         PeftkitError: the recipe or its data cannot be used at all.
     """
-    check_environment(recipe, Path())
+    environment = check_environment(recipe, Path())
     tokenizer = _tokenizer(recipe, options)
     loaded, task = load_rows(recipe)
+    check_method(recipe, task.head(), environment=environment, rows=len(loaded.splits["train"]))
     errors, warnings = find_problems(recipe, loaded, task=task, tokenizer=tokenizer)
     return CheckReport(
         source=loaded.source,
@@ -155,14 +156,17 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     (run_dir / RECIPE_FILE).write_text(recipe.to_yaml(), "utf-8")
 
     tokenizer = _tokenizer(recipe, options)
-    data = prepare_data(recipe, tokenizer)
+    loaded, task = load_rows(recipe)
+    check_method(recipe, task.head(), environment=environment, rows=len(loaded.splits["train"]))
+    data = prepare_data(recipe, loaded, task=task, tokenizer=tokenizer)
     for line in (*data.loaded.notes, *data.warnings):
         console.print(f"note: {line}")
     recipe = completed(recipe, data.task)
     check_metrics(recipe, data.features)
     (run_dir / RECIPE_FILE).write_text(recipe.to_yaml(), "utf-8")
 
-    base = _tuned_model(recipe, data, environment=environment, options=options)
+    storage = storage_of(recipe, data.task.head(), environment)
+    base = tuned_model(recipe, data, tokenizer, storage=storage, trust_remote_code=options.trust_remote_code)
     setup = Setup(recipe, base.model, tokenizer, data.features, environment, data.place)
     progress = ShowProgress(console, rows_per_step=recipe.training.batch_size * recipe.training.accumulation_steps)
     trainer = build_trainer(setup, run_dir / CHECKPOINTS_DIR, callbacks=[progress, *recipe.method.callbacks()])
@@ -173,7 +177,7 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     splits = score_splits(trainer, data)
     check_best_score(trainer, splits)
     weights = save_weights(trainer.model, tokenizer, run_dir, spec=recipe.model)
-    check_reload(trainer, run_dir=run_dir)
+    check_reload(trainer, storage=storage, run_dir=run_dir)
     result = build_result(trainer, Outcome(data, base, splits, weights), timing=timing)
     write_report(result, run_dir)
     result.write(run_dir)
@@ -188,21 +192,9 @@ def _tokenizer(recipe: Recipe, options: RunOptions) -> PreTrainedTokenizerBase:
         artifact = locate_model(spec.id, revision=spec.revision, trust_remote_code=True)
     else:
         artifact = locate_tokenizer(spec.id, revision=spec.revision)
-    return load_tokenizer(artifact, trust_remote_code=options.trust_remote_code)
-
-
-def _tuned_model(recipe: Recipe, data: PreparedData, *, environment: Environment, options: RunOptions) -> LoadedModel:
-    """The base model with the method applied; new weights drawn from the recipe's seed."""
-    set_seed(recipe.seed)
-    head = data.task.head()
-    base = load_model(recipe.model, head, dtype=environment.weight_dtype, trust_remote_code=options.trust_remote_code)
-    context = TuningContext(
-        peft_task_type=head.peft_task_type,
-        head_modules=base.head_modules,
-        total_steps=total_steps(recipe, len(data.features["train"])),
-    )
-    with quiet_libraries():
-        return replace(base, model=recipe.method.apply(base.model, context))
+    tokenizer = load_tokenizer(artifact, trust_remote_code=options.trust_remote_code)
+    recipe.method.prepare_tokenizer(tokenizer)
+    return tokenizer
 
 
 def _train(trainer: HookedTrainer, run_dir: Path, *, checkpoint: Path | None, progress: ShowProgress) -> None:

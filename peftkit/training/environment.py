@@ -36,6 +36,7 @@ class Environment:
     device: str
     precision: Precision
     weight_dtype: torch.dtype
+    compute_dtype: torch.dtype = torch.float32
 
 
 def check_environment(recipe: Recipe, run_dir: Path) -> Environment:

@@ -107,13 +107,14 @@ def find_problems(
     return errors, [finding.message for finding in findings if finding.severity == "warning"]
 
 
-def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
-    """Load, check and encode the rows of a recipe.
+def prepare_data(
+    recipe: Recipe, loaded: LoadedData, *, task: Task, tokenizer: PreTrainedTokenizerBase
+) -> PreparedData:
+    """Check and encode the rows of a recipe.
 
     Raises:
-        DataError: rows that cannot be read or learnt from, all problems at once.
+        DataError: rows that cannot be learnt from, all problems at once.
     """
-    loaded, task = load_rows(recipe)
     errors, warnings = find_problems(recipe, loaded, task=task, tokenizer=tokenizer)
     if errors:
         raise DataError("\n  ".join([f"the data cannot be used ({loaded.source}):", *errors]))

@@ -74,6 +74,15 @@ class HookedTrainer(Trainer):
         # The engine's own sampler draws from the global random state, so a resumed run would see other rows.
         return LengthGroupedSampler(lengths, training.batch_size, seed=self.setup.recipe.seed)
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The engine's optimizer, with the learning rates of the tuning method where those differ."""
+        is_new = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if is_new:
+            rates = self.setup.recipe.method.learning_rates(self.model, learning_rate=self.args.learning_rate)
+            set_learning_rates(optimizer, {self.model.get_parameter(name): rate for name, rate in rates.items()})
+        return optimizer
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch forward and backward.
 
@@ -96,6 +105,17 @@ class HookedTrainer(Trainer):
             f"the loss became {loss.item()} at step {self.state.global_step + 1}, on this batch: {shown}{more}; "
             "look at these rows, lower training.learning_rate, or use training.precision: fp32"
         )
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, rates: Mapping[torch.nn.Parameter, float]) -> None:
+    """Split the groups of a fresh optimizer so that each parameter in `rates` has its own learning rate."""
+    groups: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        by_rate: dict[float, list[torch.nn.Parameter]] = {}
+        for parameter in group["params"]:
+            by_rate.setdefault(rates.get(parameter, group["lr"]), []).append(parameter)
+        groups += [{**group, "params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
+    optimizer.param_groups[:] = groups
 
 
 def check_gradients(model: torch.nn.Module, *, finite: bool) -> None:

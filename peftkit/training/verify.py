@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
 import torch
 
 from peftkit.errors import RunError
-from peftkit.models import autocast, load_tuned
+from peftkit.models import Storage, load_tuned, logits_of, on_device
 from peftkit.results import SplitRecord
 from peftkit.training.trainer import VALIDATION, HookedTrainer
 
@@ -35,7 +33,7 @@ def check_best_score(trainer: HookedTrainer, splits: Mapping[str, SplitRecord]) 
         )
 
 
-def check_reload(trainer: HookedTrainer, *, run_dir: Path) -> None:
+def check_reload(trainer: HookedTrainer, *, storage: Storage, run_dir: Path) -> None:
     """The saved weights, loaded from disk on a fresh base model, must give the very logits of the trained model.
 
     Raises:
@@ -44,23 +42,15 @@ def check_reload(trainer: HookedTrainer, *, run_dir: Path) -> None:
     setup = trainer.setup
     features = next(iter(setup.features.values()))
     probe = features.select(range(min(PROBE_ROWS, len(features))))
-    recipe, environment = setup.recipe, setup.environment
+    recipe = setup.recipe
     rows = [{key: value for key, value in row.items() if key in setup.tokenizer.model_input_names} for row in probe]
     batch = recipe.task.collator(setup.tokenizer)(rows)
-    trained = _logits(trainer.model, batch, task=recipe.task)
-    loaded = load_tuned(run_dir, recipe.model, recipe.task.head(), dtype=environment.weight_dtype)
-    reloaded = _logits(loaded.model.to(trainer.args.device), batch, task=recipe.task)
+    trained = logits_of(trainer.model.eval(), batch, task=recipe.task)
+    loaded = load_tuned(run_dir, recipe.model, recipe.task.head(), storage=storage)
+    reloaded = logits_of(on_device(loaded.model, trainer.args.device), batch, task=recipe.task)
     if not torch.equal(trained, reloaded):
         difference = (trained - reloaded).abs().max().item()
         raise RunError(
             f"the saved weights do not reload: logits of {len(probe)} probe rows differ by up to {difference:.3g} "
             f"between the trained model and what '{run_dir}' holds; its checkpoints are kept: report this as a bug"
         )
-
-
-def _logits(model: Any, batch: Mapping[str, torch.Tensor], *, task: Any) -> torch.Tensor:
-    model.eval()
-    with torch.inference_mode(), autocast(model):
-        on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        logits: torch.Tensor = task.forward(model, on_device).float().cpu()
-    return logits

@@ -1,0 +1,90 @@
+"""The base model with the tuning method applied, or the reason why they do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from peftkit.errors import CapabilityError
+from peftkit.methods import TuningContext
+from peftkit.models import LoadedModel, Storage, base_bits, load_model, quiet_libraries, skeleton, to_float32_masters
+from peftkit.recipe import Recipe
+from peftkit.tasks import ROW, Head
+from peftkit.training.environment import Environment
+from peftkit.training.prepare import PreparedData
+from peftkit.training.trainer import total_steps
+
+
+def check_method(recipe: Recipe, head: Head, *, environment: Environment, rows: int) -> None:
+    """Hold the tuning method against the architecture and its storage, on a model without weights.
+
+    Args:
+        rows: training rows.
+
+    Raises:
+        CapabilityError: the method cannot tune this model; says why and what to do.
+    """
+    bare = skeleton(recipe.model, head)
+    context = _context(recipe, bare, head=head, storage=storage_of(recipe, head, environment), rows=rows)
+    if problem := recipe.method.problem(bare.model, context):
+        raise CapabilityError(problem)
+
+
+def storage_of(recipe: Recipe, head: Head, environment: Environment) -> Storage:
+    """How the base weights of a run are held."""
+    keep: tuple[str, ...] = ()
+    if recipe.quantization is not None:
+        bare = skeleton(recipe.model, head)
+        keep = recipe.method.full_precision_modules(bare.model, head_modules=bare.head_modules)
+    return Storage(environment.weight_dtype, recipe.quantization, environment.compute_dtype, keep)
+
+
+def tuned_model(
+    recipe: Recipe, data: PreparedData, tokenizer: PreTrainedTokenizerBase, *, storage: Storage, trust_remote_code: bool
+) -> LoadedModel:
+    """The base model with the method applied; new weights are drawn from the recipe's seed, all that trains is float32.
+
+    Raises:
+        CapabilityError: the method cannot tune this model.
+    """
+    set_seed(recipe.seed)
+    head = data.task.head()
+    base = load_model(recipe.model, head, storage=storage, trust_remote_code=trust_remote_code)
+    context = replace(
+        _context(recipe, base, head=head, storage=storage, rows=len(data.features["train"])),
+        batches=_batches(recipe, data, tokenizer, device=base.model.device),
+    )
+    with quiet_libraries():
+        model = recipe.method.apply(base.model, context)
+    return replace(base, model=to_float32_masters(model))
+
+
+def _context(recipe: Recipe, base: LoadedModel, *, head: Head, storage: Storage, rows: int) -> TuningContext:
+    return TuningContext(
+        peft_task_type=head.peft_task_type,
+        head_modules=base.head_modules,
+        total_steps=total_steps(recipe, rows),
+        base_bits=base_bits(recipe.model, storage),
+        gradient_checkpointing=recipe.training.gradient_checkpointing,
+    )
+
+
+def _batches(
+    recipe: Recipe, data: PreparedData, tokenizer: PreTrainedTokenizerBase, *, device: torch.device
+) -> Callable[[], Iterator[Mapping[str, torch.Tensor]]]:
+    """Function that gives the training batches without labels, shuffled once from the seed."""
+
+    def batches() -> Iterator[Mapping[str, torch.Tensor]]:
+        rows = data.features["train"].shuffle(seed=recipe.seed)
+        inputs = [name for name in rows.column_names if name not in (ROW, "labels")]
+        loader = DataLoader(
+            rows.select_columns(inputs), batch_size=recipe.training.batch_size, collate_fn=data.task.collator(tokenizer)
+        )
+        for batch in loader:
+            yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+    return batches
