@@ -1,0 +1,82 @@
+"""Partial fine-tuning: the topmost blocks train as a whole, all below stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from peftkit.methods import TuningContext, TuningMethod, methods
+from peftkit.methods.retrained import retrained
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@methods.register("last_layers")
+class LastLayers(TuningMethod):
+    """The last blocks of the base and everything above them train; what lies below is never changed."""
+
+    paper: ClassVar[str] = "Lee, Tang & Lin 2019, arXiv:1911.03090"
+    use_when: ClassVar[str] = "full tuning is too dear and the task is close to what the base was trained on"
+    mergeable: ClassVar[bool] = True
+    default_learning_rate: ClassVar[float] = 1e-4
+
+    layers: int = Field(2, ge=1)
+    """Blocks that train, counted from the top of every stack (an encoder-decoder has two)."""
+    embeddings: bool = False
+    """Whether the input embeddings train too."""
+
+    def problem(self, model: PreTrainedModel, context: TuningContext) -> str | None:
+        """See `TuningMethod.problem`; also: more blocks asked for than there are, or embeddings that are tied."""
+        from peftkit.layers.blocks import block_lists
+
+        stacks = block_lists(model)
+        if not stacks:
+            return f"method {self.name!r} finds no repeated blocks in {type(model).__name__}; use lora or full"
+        short = min(stacks, key=lambda name: len(stacks[name]))
+        if len(stacks[short]) < self.layers:
+            return (
+                f"method.layers is {self.layers}, but {short!r} of {type(model).__name__} has only "
+                f"{len(stacks[short])} blocks; use at most {len(stacks[short])}"
+            )
+        find_output: Any = getattr(model, "get_output_embeddings", lambda: None)
+        if self.embeddings and model.config.tie_word_embeddings and find_output() is not None:
+            return (
+                f"method.embeddings: the input embeddings of {type(model).__name__} are also its output layer, "
+                "so that a retrained copy would come apart from it; leave them out or use method full"
+            )
+        return super().problem(model, context)
+
+    def full_precision_modules(self, model: PreTrainedModel, *, head_modules: Sequence[str]) -> tuple[str, ...]:
+        """The modules that train; see `TuningMethod.full_precision_modules`."""
+        return self._modules(model, head_modules)
+
+    def apply(self, model: PreTrainedModel, context: TuningContext) -> PreTrainedModel:
+        """The model as a `PeftModel` that holds copies of the upper modules; see `TuningMethod.apply`."""
+        return retrained(model, self._modules(model, context.head_modules), context, method=self.name)
+
+    def _modules(self, model: PreTrainedModel, head_modules: Sequence[str]) -> tuple[str, ...]:
+        from peftkit.layers.blocks import block_lists
+
+        chosen = []
+        for name, blocks in block_lists(model).items():
+            chosen += [f"{name}.{index}" for index in range(len(blocks) - self.layers, len(blocks))]
+            chosen += _above(model, name)
+        if self.embeddings:
+            embeddings = model.get_input_embeddings()
+            chosen += [name for name, module in model.named_modules() if module is embeddings]
+        return tuple(name for name in dict.fromkeys(chosen) if name not in head_modules)
+
+
+def _above(model: PreTrainedModel, stack: str) -> list[str]:
+    """Modules with weights that are defined after the stack, up to the base model: the final norm, a pooler."""
+    found: list[str] = []
+    parts = stack.split(".")
+    for depth in range(len(parts) - 1, 0, -1):
+        owner, child = ".".join(parts[:depth]), parts[depth]
+        names = [name for name, _ in model.get_submodule(owner).named_children()]
+        later = [f"{owner}.{name}" for name in names[names.index(child) + 1 :]]
+        found += [name for name in later if any(True for _ in model.get_submodule(name).parameters())]
+    return found

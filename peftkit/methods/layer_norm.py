@@ -1,0 +1,51 @@
+"""LayerNorm tuning: only the normalisation layers train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from peftkit.methods import TuningContext, TuningMethod, methods, wrapped
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+@methods.register("layer_norm")
+class LayerNorm(TuningMethod):
+    """The weights and biases of all normalisation layers train, about one parameter in a thousand."""
+
+    paper: ClassVar[str] = "Zhao et al. 2023, arXiv:2312.11420"
+    use_when: ClassVar[str] = "the smallest adapters that still reach every layer, on any architecture"
+    mergeable: ClassVar[bool] = True
+    default_learning_rate: ClassVar[float] = 3e-3
+
+    def problem(self, model: PreTrainedModel, context: TuningContext) -> str | None:
+        """See `TuningMethod.problem`; also: a model without normalisation layers."""
+        if not norms(model, context.head_modules):
+            return f"method {self.name!r} finds no normalisation layer in {type(model).__name__}; use lora"
+        return super().problem(model, context)
+
+    def apply(self, model: PreTrainedModel, context: TuningContext) -> PreTrainedModel:
+        """The model as a `PeftModel` that holds copies of the norms; see `TuningMethod.apply`."""
+        from peft import LNTuningConfig
+
+        config = LNTuningConfig(
+            task_type=context.peft_task_type,
+            target_modules=norms(model, context.head_modules),
+            modules_to_save=context.modules_to_save,
+        )
+        return wrapped(model, config, method=self.name)
+
+
+def norms(model: nn.Module, head_modules: Sequence[str]) -> list[str]:
+    """Names of the normalisation layers outside the head: classes called ...Norm with one vector of weights."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module).__name__.endswith("Norm")
+        and getattr(module, "weight", None) is not None
+        and module.weight.ndim == 1
+        and not any(name == head or name.startswith(f"{head}.") for head in head_modules)
+    ]
