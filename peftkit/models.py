@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging as stdlib_logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,11 +19,16 @@ from transformers.utils import logging
 
 from peftkit.artifacts import Artifact, locate_model, locate_tokenizer
 from peftkit.errors import ArtifactError, CapabilityError, RunError
+from peftkit.layers.virtual_tokens import fit_outputs
 from peftkit.quantization import Quantizer
 from peftkit.tasks import Head, Task
 
 if TYPE_CHECKING:
-    from peftkit.recipe import ModelSpec
+    from peftkit.recipe import ModelSpec, Recipe
+
+# bitsandbytes tells every process that an optional kernel is absent, and for every layer that it multiplies in float16.
+for _talkative in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+    stdlib_logging.getLogger(_talkative).setLevel(stdlib_logging.ERROR)
 
 ADAPTER_DIR = "adapter"
 """Standard PEFT folder inside a run folder."""
@@ -73,7 +80,12 @@ def load_model(spec: ModelSpec, head: Head, *, storage: Storage, trust_remote_co
     artifact = locate_model(spec.id, revision=spec.revision, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(artifact, trust_remote_code=trust_remote_code)
     with quiet_libraries():
-        model, missing = _load_weights(artifact, head, dtype=storage.dtype, trust_remote_code=trust_remote_code)
+        model, missing = _load_weights(
+            artifact, head, options=_storage_options(spec, head, storage), trust_remote_code=trust_remote_code
+        )
+    if storage.quantizer is not None:
+        storage.quantizer.settle(model)
+        _norms_to_float32(model)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     heads = _head_modules(model, head, missing)
@@ -92,11 +104,63 @@ def skeleton(spec: ModelSpec, head: Head) -> LoadedModel:
     return LoadedModel(model, tokenizer, artifact, _head_modules(model, head, set()))
 
 
+def storage_of(recipe: Recipe, head: Head, *, dtype: torch.dtype) -> Storage:
+    """How the base weights of a run are held on this machine.
+
+    Raises:
+        CapabilityError: the checkpoint is quantized in a way that cannot be loaded here, or would be quantized twice.
+    """
+    stored = _quantized_checkpoint(recipe.model)
+    if stored is not None and recipe.quantization is not None:
+        raise CapabilityError(
+            f"'{recipe.model.id}' is quantized already ({stored['quant_method']}); "
+            "remove  quantization  from the recipe"
+        )
+    if recipe.quantization is None:
+        return Storage(dtype)
+    bare = skeleton(recipe.model, head)
+    keep = recipe.method.full_precision_modules(bare.model, head_modules=bare.head_modules)
+    return Storage(dtype, recipe.quantization, compute_dtype(find_device()), keep)
+
+
 def base_bits(spec: ModelSpec, storage: Storage) -> int:
     """Bits in which the base stores a weight of a linear layer."""
     if storage.quantizer is not None:
         return storage.quantizer.bits
+    stored = _quantized_checkpoint(spec)
+    if stored is not None:
+        return int(stored.get("bits") or stored.get("nbits") or (4 if stored.get("load_in_4bit") else 8))
     return 8 * storage.dtype.itemsize
+
+
+_LIBRARIES = {"gptq": "gptqmodel", "awq": "gptqmodel", "hqq": "hqq", "bitsandbytes": "bitsandbytes"}
+
+
+def _quantized_checkpoint(spec: ModelSpec) -> Mapping[str, Any] | None:
+    """The `quantization_config` of a checkpoint whose files hold quantized weights.
+
+    Raises:
+        CapabilityError: the library that reads them is not installed.
+    """
+    folder = locate_tokenizer(spec.id, revision=spec.revision).path
+    stored = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config")
+    if stored is None:
+        return None
+    method = stored.get("quant_method", "bitsandbytes")
+    library = _LIBRARIES.get(method)
+    if library is not None and importlib.util.find_spec(library) is None:
+        raise CapabilityError(
+            f"the weights of '{spec.id}' are stored as {method}, which needs the package {library}; install it with  "
+            f"pip install {library}  or choose an unquantized base and  quantization: nf4"
+        )
+    return {"quant_method": method, **stored}
+
+
+def compute_dtype(device: str) -> torch.dtype:
+    """Type in which dequantized weights are multiplied: what the device computes without emulating it."""
+    if device != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def to_float32_masters(model: PreTrainedModel) -> PreTrainedModel:
@@ -115,8 +179,23 @@ def logits_of(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], *, task
     return logits
 
 
-def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """`model` on a device."""
+def merge_adapter(model: Any) -> PreTrainedModel:
+    """The base model with the adapter of a `PeftModel` folded in, in evaluation mode; `model` is used up."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    # peft 0.21 cannot unload heads of several layers beside most methods, so they are put in place first.
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.modules_to_save[module.active_adapters[0]])
+    merged: PreTrainedModel = model.merge_and_unload().eval()
+    return merged
+
+
+def on_device(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
+    """`model` on a device; a quantized one is there already, and may not be moved."""
+    if getattr(model, "quantization_method", None) is not None and model.device.type == torch.device(device).type:
+        return model
     return model.to(device)
 
 
@@ -170,19 +249,37 @@ def autocast(model: PreTrainedModel) -> torch.autocast:
     return torch.autocast(model.device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))
 
 
+def _storage_options(spec: ModelSpec, head: Head, storage: Storage) -> dict[str, Any]:
+    """What `from_pretrained` has to be told of how the weights are held."""
+    if storage.quantizer is None:
+        return {"dtype": storage.dtype}
+    bare = skeleton(spec, head)
+    keep = [*bare.head_modules, *storage.keep]
+    find_output: Any = getattr(bare.model, "get_output_embeddings", lambda: None)
+    keep += [name for name, module in bare.model.named_modules() if module is find_output()]
+    config = storage.quantizer.config(compute_dtype=storage.compute_dtype, keep=keep)
+    return {"dtype": storage.dtype, "quantization_config": config, "device_map": {"": find_device()}}
+
+
+def _norms_to_float32(model: PreTrainedModel) -> None:
+    for module in model.modules():
+        if type(module).__name__.endswith("Norm"):
+            module.float()
+
+
 def _load_weights(
-    artifact: Artifact, head: Head, *, dtype: torch.dtype, trust_remote_code: bool
+    artifact: Artifact, head: Head, *, options: Mapping[str, Any], trust_remote_code: bool
 ) -> tuple[PreTrainedModel, set[str]]:
     auto_class = getattr(transformers, head.auto_class)
     try:
         model, report = auto_class.from_pretrained(
             artifact.path,
-            dtype=dtype,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # a base that was tuned before may have a head of another size
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
             **head.config,
+            **options,
         )
     except ValueError as problem:
         if "Unrecognized configuration class" in str(problem):
@@ -250,7 +347,7 @@ def load_tuned(run_dir: Path, spec: ModelSpec, head: Head, *, storage: Storage) 
     if (run_dir / ADAPTER_DIR / "adapter_config.json").is_file():
         loaded = load_model(spec, head, storage=storage)
         with quiet_libraries():
-            model = PeftModel.from_pretrained(loaded.model, run_dir / ADAPTER_DIR)
+            model = fit_outputs(PeftModel.from_pretrained(loaded.model, run_dir / ADAPTER_DIR))
         tokenizer = AutoTokenizer.from_pretrained(run_dir / ADAPTER_DIR)
     elif (run_dir / MODEL_DIR / "config.json").is_file():
         whole = spec.model_copy(update={"id": str(run_dir / MODEL_DIR), "revision": None})

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 from peftkit.artifacts.digests import file_sha256
 from peftkit.errors import CapabilityError, RunError
 from peftkit.recipe import Recipe
-from peftkit.results import RUN_FILE, RunResult
+from peftkit.results import PART_SEPARATOR, RUN_FILE, RunResult
 
 if TYPE_CHECKING:
     import numpy as np
+    from transformers import PreTrainedModel
 
     from peftkit.models import LoadedModel
+
+_MERGE_PROBES = 20
 
 
 def load(run_dir: Path | str, *, device: str = "auto", merge: bool = False) -> Predictor:
@@ -35,6 +38,8 @@ class Predictor:
         self.task = recipe.task
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
+        self.merge_difference: float | None = None
+        """Largest difference that merging has made to a logit, over the worst examples of the run; None: not merged."""
 
     @classmethod
     def load(cls, run_dir: Path | str, *, device: str = "auto", merge: bool = False) -> Predictor:
@@ -43,7 +48,9 @@ class Predictor:
         Args:
             run_dir: folder that `peftkit run` has left.
             device: auto (cuda, mps, else cpu) or a torch device.
-            merge: fold the adapter into the base weights: faster, and equal up to rounding.
+            merge: fold the adapter into the base weights: faster, and equal up to rounding; an adapter that was
+                trained on a quantized base goes into the full-precision one. `merge_difference` tells how far apart
+                they are.
 
         Raises:
             RunError: the folder holds no finished run, or files of it are damaged.
@@ -51,18 +58,23 @@ class Predictor:
         """
         import torch
 
-        from peftkit.models import Storage, load_tuned
+        from peftkit.models import Storage, load_tuned, on_device, storage_of
 
         run_dir = Path(run_dir)
         result = RunResult.read(run_dir)
         _check_files(result, run_dir)
         recipe = Recipe.from_values(result.recipe, origin=str(run_dir / RUN_FILE))
         dtype: torch.dtype = getattr(torch, result.model.dtype)
-        loaded = load_tuned(run_dir, recipe.model, recipe.task.head(), storage=Storage(dtype))
+        head = recipe.task.head()
+        place = _device(device)
+        loaded = load_tuned(run_dir, recipe.model, head, storage=storage_of(recipe, head, dtype=dtype))
         predictor = cls(recipe, loaded)
+        predictor.model = on_device(loaded.model, place)
         if merge:
-            predictor._merge()
-        predictor.model = predictor.model.to(_device(device))
+            if recipe.quantization is not None:
+                # Rounding the merged weights to a few bits again would lose most of the adapter.
+                loaded = load_tuned(run_dir, recipe.model, head, storage=Storage(dtype))
+            predictor._merge(on_device(loaded.model, place), texts=_texts(result))
         return predictor
 
     def __call__(self, inputs: Any, *, batch_size: int = 32) -> list[dict[str, Any]]:
@@ -84,10 +96,9 @@ class Predictor:
     def logits(self, inputs: Sequence[Any], *, batch_size: int = 32) -> np.ndarray:
         """Raw model outputs, (inputs, labels) float32; see `__call__`."""
         import numpy as np
-        import torch
 
         from peftkit.data.progress_bars import hidden_progress_bars
-        from peftkit.models import autocast
+        from peftkit.models import logits_of
 
         with hidden_progress_bars():
             encoded = self.task.encode(self.task.rows(inputs), self.tokenizer, self.recipe.model.max_length)
@@ -99,22 +110,31 @@ class Predictor:
         order = sorted(range(len(features)), key=lambda index: len(features[index]["input_ids"]))
         collate = self.task.collator(self.tokenizer)
         parts = []
-        with torch.inference_mode(), autocast(self.model):
-            for start in range(0, len(order), batch_size):
-                batch = collate([features[index] for index in order[start : start + batch_size]])
-                on_device = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-                parts.append(self.task.forward(self.model, on_device).float().cpu().numpy())
+        for start in range(0, len(order), batch_size):
+            batch = collate([features[index] for index in order[start : start + batch_size]])
+            parts.append(logits_of(self.model, batch, task=self.task).numpy())
         logits = np.concatenate(parts)
         restored = np.empty_like(logits)
         restored[order] = logits
         return restored
 
-    def _merge(self) -> None:
+    def _merge(self, model: PreTrainedModel, *, texts: Sequence[str]) -> None:
+        """Go on with `model`, its adapter folded in; note how far that moves the logits of `texts`."""
+        from peftkit.models import merge_adapter
+
         if not self.recipe.method.mergeable:
             raise CapabilityError(
                 f"method {self.recipe.method.name!r} cannot be merged into the base weights; load it with merge=False"
             )
-        self.model = self.model.merge_and_unload().eval()
+        inputs = [text if len(parts := text.split(PART_SEPARATOR)) == 1 else tuple(parts) for text in texts]
+        before = self.logits(inputs) if inputs else None
+        self.model = merge_adapter(model)
+        if before is not None:
+            self.merge_difference = float(abs(self.logits(inputs) - before).max())
+
+
+def _texts(result: RunResult) -> list[str]:
+    return [example.text for split in result.splits.values() for example in split.worst][:_MERGE_PROBES]
 
 
 def _check_files(result: RunResult, run_dir: Path) -> None:

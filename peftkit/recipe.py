@@ -42,7 +42,11 @@ KINDS: Mapping[str, Registry[Any]] = {
 }
 """Every kind of component, by the word that the command line uses."""
 
-Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"]
+Optimizer = (
+    Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"]
+    | Literal["adamw_8bit", "lion_8bit", "ademamix_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
+    | Literal["paged_lion_32bit", "paged_lion_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"]
+)
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
 ]
@@ -156,6 +160,13 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
+        if self.quantization is not None and self.method.trains_base_weights:
+            raise _problem_at(
+                ("quantization",),
+                f"method {self.method.name!r} trains the base weights, which {self.quantization.name} stores as "
+                "integers; remove quantization, or choose a method that adds weights, such as lora",
+                value=self.quantization.name,
+            )
         best = self.training.best_metric
         scored = self.metrics or [metrics.build(name) for name in self.task.default_metrics]
         known = [metric.score_name for metric in scored]

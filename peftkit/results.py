@@ -13,6 +13,8 @@ from peftkit.errors import RunError
 
 RUN_FILE = "run.json"
 FORMAT_VERSION = 1
+PART_SEPARATOR = " ⏎ "
+"""Between the texts of one example."""
 
 
 class _Part(BaseModel):

@@ -56,6 +56,9 @@ def predict(  # noqa: PLR0913 - typer makes each option from a parameter
     from peftkit.predictor import load
 
     predictor = load(run_dir, device=device, merge=merge)
+    if predictor.merge_difference is not None:
+        difference = f"{predictor.merge_difference:.2g}"
+        typer.echo(f"merged: logits of the run's worst examples differ by at most {difference}", err=True)
     if file is not None:
         _predict_file(predictor, file, out, batch_size=batch_size)
         return

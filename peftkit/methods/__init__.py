@@ -123,6 +123,16 @@ class TuningMethod(Component):
         """Learning rates of parameters, by name, that differ from `learning_rate`."""
         return {}
 
+    def finish(self, model: PreTrainedModel) -> None:
+        """Bring the trained model, in place, into the form that is scored and saved."""
+
+    def state(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
+        """What a checkpoint has to keep beside the trainable parameters, so that a resumed run is the same run."""
+        return {}
+
+    def restore(self, model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave; the trainable parameters are restored already."""
+
     def callbacks(self) -> Sequence[TrainerCallback]:
         """What the method needs to do while training runs."""
         return ()

@@ -9,6 +9,7 @@ from peftkit.registry import Component, Registry
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 class Quantizer(Component):
@@ -26,6 +27,9 @@ class Quantizer(Component):
             keep: names of the modules that are not quantized.
         """
         raise NotImplementedError
+
+    def settle(self, model: nn.Module) -> None:
+        """Bring a loaded model into the state that training needs."""
 
     def problem(self, device: str) -> str | None:
         """Why this machine cannot run it on `device` (cuda, mps, cpu), with what to do; None if it can."""

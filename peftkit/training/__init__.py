@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from peftkit.artifacts import locate_model, locate_tokenizer
 from peftkit.errors import InterruptedRunError, RunError
-from peftkit.models import load_tokenizer, quiet_libraries, save_weights
+from peftkit.models import load_tokenizer, quiet_libraries, save_weights, storage_of
 from peftkit.recipe import Recipe
 from peftkit.report import write_report
 from peftkit.results import RUN_FILE, RunResult
@@ -24,7 +24,7 @@ from peftkit.training.environment import check_environment
 from peftkit.training.prepare import check_metrics, completed, find_problems, load_rows, prepare_data
 from peftkit.training.record import Outcome, Timing, build_result, score_splits
 from peftkit.training.trainer import HookedTrainer, Setup, build_trainer
-from peftkit.training.tuning import check_method, storage_of, tuned_model
+from peftkit.training.tuning import check_method, tuned_model
 from peftkit.training.verify import check_best_score, check_reload
 
 __all__ = ["CheckReport", "RunOptions", "check", "resume", "run"]
@@ -114,7 +114,7 @@ def check(recipe: Recipe, *, options: RunOptions = _DEFAULTS) -> CheckReport:
     environment = check_environment(recipe, Path())
     tokenizer = _tokenizer(recipe, options)
     loaded, task = load_rows(recipe)
-    check_method(recipe, task.head(), environment=environment, rows=len(loaded.splits["train"]))
+    check_method(recipe, task.head(), dtype=environment.weight_dtype, rows=len(loaded.splits["train"]))
     errors, warnings = find_problems(recipe, loaded, task=task, tokenizer=tokenizer)
     return CheckReport(
         source=loaded.source,
@@ -157,7 +157,7 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
 
     tokenizer = _tokenizer(recipe, options)
     loaded, task = load_rows(recipe)
-    check_method(recipe, task.head(), environment=environment, rows=len(loaded.splits["train"]))
+    check_method(recipe, task.head(), dtype=environment.weight_dtype, rows=len(loaded.splits["train"]))
     data = prepare_data(recipe, loaded, task=task, tokenizer=tokenizer)
     for line in (*data.loaded.notes, *data.warnings):
         console.print(f"note: {line}")
@@ -165,7 +165,7 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     check_metrics(recipe, data.features)
     (run_dir / RECIPE_FILE).write_text(recipe.to_yaml(), "utf-8")
 
-    storage = storage_of(recipe, data.task.head(), environment)
+    storage = storage_of(recipe, data.task.head(), dtype=environment.weight_dtype)
     base = tuned_model(recipe, data, tokenizer, storage=storage, trust_remote_code=options.trust_remote_code)
     setup = Setup(recipe, base.model, tokenizer, data.features, environment, data.place)
     progress = ShowProgress(console, rows_per_step=recipe.training.batch_size * recipe.training.accumulation_steps)
@@ -174,6 +174,7 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
         _train(trainer, run_dir, checkpoint=checkpoint, progress=progress)
     timing.examples_per_second = progress.rate(trainer.state.global_step)
 
+    recipe.method.finish(trainer.model)
     splits = score_splits(trainer, data)
     check_best_score(trainer, splits)
     weights = save_weights(trainer.model, tokenizer, run_dir, spec=recipe.model)

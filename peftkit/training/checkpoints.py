@@ -8,10 +8,40 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
 
 from peftkit.artifacts.digests import file_sha256
+from peftkit.methods import TuningMethod
 
+TUNED_FILE = "tuned.safetensors"
+"""Every trainable parameter of an adapter, and what its method keeps. peft saves what an adapter needs to be used, not
+always what it needs to be trained on: networks behind a prompt and pruned ranks are missing."""
+_EXTRA = "method."
 MANIFEST = "peftkit_manifest.json"
+
+
+def save_tuned(model: Any, method: TuningMethod, checkpoint: Path) -> None:
+    """Add the trainable parameters of an adapter to a checkpoint; a model that trains as a whole has them there."""
+    if hasattr(model, "peft_config"):
+        tensors = {name: weight.detach().contiguous() for name, weight in model.named_parameters() if weight.requires_grad}
+        extra = {f"{_EXTRA}{name}": tensor.contiguous() for name, tensor in method.state(model).items()}
+        save_file(tensors | extra, checkpoint / TUNED_FILE)
+
+
+def restore_tuned(model: Any, method: TuningMethod, checkpoint: Path) -> bool:
+    """Put the trainable parameters of a checkpoint back; False if it holds none of their own."""
+    if not (checkpoint / TUNED_FILE).is_file():
+        return False
+    saved = load_file(checkpoint / TUNED_FILE, device=str(model.device))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                weight.copy_(saved[name])
+    method.restore(model, {name.removeprefix(_EXTRA): saved[name] for name in saved if name.startswith(_EXTRA)})
+    return True
 
 
 def seal(checkpoint: Path) -> None:

@@ -36,7 +36,6 @@ class Environment:
     device: str
     precision: Precision
     weight_dtype: torch.dtype
-    compute_dtype: torch.dtype = torch.float32
 
 
 def check_environment(recipe: Recipe, run_dir: Path) -> Environment:
@@ -50,7 +49,30 @@ def check_environment(recipe: Recipe, run_dir: Path) -> Environment:
     _check_trackers(recipe)
     _check_disk(run_dir)
     device = find_device()
+    _check_quantization(recipe, device)
+    _check_optimizer(recipe, device)
     return Environment(device, _precision(recipe, device), _weight_dtype(recipe))
+
+
+def _check_quantization(recipe: Recipe, device: str) -> None:
+    if recipe.quantization is not None and (problem := recipe.quantization.problem(device)):
+        raise CapabilityError(problem)
+
+
+def _check_optimizer(recipe: Recipe, device: str) -> None:
+    name = recipe.training.optimizer
+    if "8bit" not in name and not name.startswith("paged"):
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise CapabilityError(
+            f"training.optimizer {name!r} needs bitsandbytes, which is not installed; "
+            "install it with  pip install 'peftkit[quantization]'  or use adamw_torch"
+        )
+    if name.startswith("paged") and device != "cuda":
+        raise CapabilityError(
+            f"training.optimizer {name!r} moves its state between GPU and main memory, but this machine has no CUDA "
+            f"GPU; use {name.removeprefix('paged_').replace('32bit', 'torch')}"
+        )
 
 
 def describe_environment(environment: Environment) -> dict[str, str]:

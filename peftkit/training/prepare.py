@@ -107,9 +107,7 @@ def find_problems(
     return errors, [finding.message for finding in findings if finding.severity == "warning"]
 
 
-def prepare_data(
-    recipe: Recipe, loaded: LoadedData, *, task: Task, tokenizer: PreTrainedTokenizerBase
-) -> PreparedData:
+def prepare_data(recipe: Recipe, loaded: LoadedData, *, task: Task, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
     """Check and encode the rows of a recipe.
 
     Raises:

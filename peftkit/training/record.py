@@ -20,7 +20,16 @@ from peftkit.methods.targets import folded
 from peftkit.metrics.bootstrap import bootstrap_intervals
 from peftkit.metrics.classification_detail import classification_detail
 from peftkit.models import LoadedModel
-from peftkit.results import CostRecord, HistoryPoint, Interval, ModelRecord, RunResult, SplitRecord, WorstExample
+from peftkit.results import (
+    PART_SEPARATOR,
+    CostRecord,
+    HistoryPoint,
+    Interval,
+    ModelRecord,
+    RunResult,
+    SplitRecord,
+    WorstExample,
+)
 from peftkit.tasks import Scored
 from peftkit.training.environment import describe_environment
 from peftkit.training.prepare import PreparedData
@@ -112,7 +121,7 @@ def _worst(data: PreparedData, split: str, scored: Scored) -> tuple[WorstExample
         WorstExample(
             row=int(row),
             origin=data.origin(split, int(row)),
-            text=" ⏎ ".join(str(rows[int(row)][column]) for column in columns)[:_TEXT_SHOWN],
+            text=PART_SEPARATOR.join(str(rows[int(row)][column]) for column in columns)[:_TEXT_SHOWN],
             reference=data.task.describe(scored.references[row]),
             prediction=data.task.describe(scored.predictions[row]),
             loss=float(scored.losses[row]),

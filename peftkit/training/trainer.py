@@ -22,6 +22,7 @@ from peftkit.errors import RunError
 from peftkit.recipe import Recipe, TrainingOptions
 from peftkit.tasks import ROW, Task
 from peftkit.training.batching import LengthGroupedSampler
+from peftkit.training.checkpoints import restore_tuned, save_tuned
 from peftkit.training.environment import Environment
 
 if TYPE_CHECKING:
@@ -82,6 +83,19 @@ class HookedTrainer(Trainer):
             rates = self.setup.recipe.method.learning_rates(self.model, learning_rate=self.args.learning_rate)
             set_learning_rates(optimizer, {self.model.get_parameter(name): rate for name, rate in rates.items()})
         return optimizer
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        save_tuned(self.model, self.setup.recipe.method, checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not restore_tuned(self.model, self.setup.recipe.method, Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not restore_tuned(self.model, self.setup.recipe.method, Path(str(self.state.best_model_checkpoint))):
+            super()._load_best_model()
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch forward and backward.

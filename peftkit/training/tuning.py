@@ -11,36 +11,36 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from peftkit.errors import CapabilityError
 from peftkit.methods import TuningContext
-from peftkit.models import LoadedModel, Storage, base_bits, load_model, quiet_libraries, skeleton, to_float32_masters
+from peftkit.models import (
+    LoadedModel,
+    Storage,
+    base_bits,
+    load_model,
+    quiet_libraries,
+    skeleton,
+    storage_of,
+    to_float32_masters,
+)
 from peftkit.recipe import Recipe
 from peftkit.tasks import ROW, Head
-from peftkit.training.environment import Environment
 from peftkit.training.prepare import PreparedData
 from peftkit.training.trainer import total_steps
 
 
-def check_method(recipe: Recipe, head: Head, *, environment: Environment, rows: int) -> None:
+def check_method(recipe: Recipe, head: Head, *, dtype: torch.dtype, rows: int) -> None:
     """Hold the tuning method against the architecture and its storage, on a model without weights.
 
     Args:
+        dtype: type in which unquantized weights are held.
         rows: training rows.
 
     Raises:
         CapabilityError: the method cannot tune this model; says why and what to do.
     """
     bare = skeleton(recipe.model, head)
-    context = _context(recipe, bare, head=head, storage=storage_of(recipe, head, environment), rows=rows)
+    context = _context(recipe, bare, head=head, storage=storage_of(recipe, head, dtype=dtype), rows=rows)
     if problem := recipe.method.problem(bare.model, context):
         raise CapabilityError(problem)
-
-
-def storage_of(recipe: Recipe, head: Head, environment: Environment) -> Storage:
-    """How the base weights of a run are held."""
-    keep: tuple[str, ...] = ()
-    if recipe.quantization is not None:
-        bare = skeleton(recipe.model, head)
-        keep = recipe.method.full_precision_modules(bare.model, head_modules=bare.head_modules)
-    return Storage(environment.weight_dtype, recipe.quantization, environment.compute_dtype, keep)
 
 
 def tuned_model(
