@@ -167,6 +167,12 @@ class Recipe(Section):
                 "integers; remove quantization, or choose a method that adds weights, such as lora",
                 value=self.quantization.name,
             )
+        if self.method.runs_to_the_end and self.training.early_stopping_patience is not None:
+            raise _problem_at(
+                ("training", "early_stopping_patience"),
+                f"method {self.method.name!r} reaches its final form with the last step only; remove it",
+                value=self.training.early_stopping_patience,
+            )
         best = self.training.best_metric
         scored = self.metrics or [metrics.build(name) for name in self.task.default_metrics]
         known = [metric.score_name for metric in scored]

@@ -65,6 +65,8 @@ class TuningMethod(Component):
     adapts_conv1d: ClassVar[bool] = True
     """Whether it can change GPT-2's transposed linear layers."""
     allows_gradient_checkpointing: ClassVar[bool] = True
+    runs_to_the_end: ClassVar[bool] = False
+    """Whether only the weights of the last step are a result, whatever earlier evaluations said."""
     task_types: ClassVar[frozenset[str] | None] = None
     """peft task types the method is made for; None: all."""
 
@@ -122,6 +124,10 @@ class TuningMethod(Component):
     def learning_rates(self, model: PreTrainedModel, *, learning_rate: float) -> Mapping[str, float]:
         """Learning rates of parameters, by name, that differ from `learning_rate`."""
         return {}
+
+    def penalty(self, model: PreTrainedModel) -> Tensor | None:
+        """What the method adds to the loss of every optimizer step; None: nothing."""
+        return None
 
     def finish(self, model: PreTrainedModel) -> None:
         """Bring the trained model, in place, into the form that is scored and saved."""

@@ -44,6 +44,31 @@ def find_targets(model: nn.Module, targets: Targets, *, head_modules: Sequence[s
     return _endings(wanted, everything=[name for name, _ in model.named_modules()])
 
 
+def in_layers(model: nn.Module, targets: Sequence[str], numbers: Sequence[int]) -> list[str]:
+    """Full names of the modules matched by `targets` that lie in the blocks with these numbers, from 0, of each stack.
+
+    Raises:
+        CapabilityError: a number is beyond the last block, or no target lies in these blocks.
+    """
+    from peftkit.layers.blocks import block_lists
+
+    stacks = block_lists(model)
+    count = min((len(blocks) for blocks in stacks.values()), default=0)
+    if beyond := [number for number in numbers if not 0 <= number < count]:
+        raise CapabilityError(
+            f"method.layers names block {beyond[0]}, but {type(model).__name__} has blocks 0 to {count - 1}"
+        )
+    blocks = tuple(f"{stack}.{number}." for stack in stacks for number in numbers)
+    found = [
+        name
+        for name, _ in model.named_modules()
+        if name.startswith(blocks) and any(name == target or name.endswith(f".{target}") for target in targets)
+    ]
+    if not found:
+        raise CapabilityError(f"method.layers {list(numbers)} hold none of the targets {', '.join(targets)}")
+    return found
+
+
 def linear_layers(model: nn.Module) -> list[str]:
     """Names of all linear layers, quantized ones and GPT-2's `Conv1D` included, output embeddings excluded."""
     from torch import nn

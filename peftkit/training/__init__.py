@@ -22,7 +22,7 @@ from peftkit.training.callbacks import SealCheckpoints, ShowProgress, StopOnInte
 from peftkit.training.checkpoints import newest_whole
 from peftkit.training.environment import check_environment
 from peftkit.training.prepare import check_metrics, completed, find_problems, load_rows, prepare_data
-from peftkit.training.record import Outcome, Timing, build_result, score_splits
+from peftkit.training.record import Outcome, Timing, build_result, model_record, score_splits
 from peftkit.training.trainer import HookedTrainer, Setup, build_trainer
 from peftkit.training.tuning import check_method, tuned_model
 from peftkit.training.verify import check_best_score, check_reload
@@ -167,6 +167,7 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
 
     storage = storage_of(recipe, data.task.head(), dtype=environment.weight_dtype)
     base = tuned_model(recipe, data, tokenizer, storage=storage, trust_remote_code=options.trust_remote_code)
+    described = model_record(base)
     setup = Setup(recipe, base.model, tokenizer, data.features, environment, data.place)
     progress = ShowProgress(console, rows_per_step=recipe.training.batch_size * recipe.training.accumulation_steps)
     trainer = build_trainer(setup, run_dir / CHECKPOINTS_DIR, callbacks=[progress, *recipe.method.callbacks()])
@@ -179,7 +180,7 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     check_best_score(trainer, splits)
     weights = save_weights(trainer.model, tokenizer, run_dir, spec=recipe.model)
     check_reload(trainer, storage=storage, run_dir=run_dir)
-    result = build_result(trainer, Outcome(data, base, splits, weights), timing=timing)
+    result = build_result(trainer, Outcome(data, described, splits, weights), timing=timing)
     write_report(result, run_dir)
     result.write(run_dir)
     # The saved weights are verified; what served only to resume can go.

@@ -139,7 +139,7 @@ class Outcome:
     """
 
     data: PreparedData
-    base: LoadedModel
+    model: ModelRecord
     splits: Mapping[str, SplitRecord]
     weights: Path
 
@@ -154,12 +154,12 @@ def build_result(trainer: HookedTrainer, outcome: Outcome, *, timing: Timing) ->
         recipe=recipe.resolved(),
         recipe_sha256=recipe.sha256,
         data=outcome.data.record(),
-        model=_model_record(outcome.base),
+        model=outcome.model,
         cost=timing.cost(state.global_step, outcome.weights),
         history=tuple(_history(state.log_history)),
         splits=outcome.splits,
         best_metric=f"{VALIDATION if VALIDATION in outcome.data.features else 'train'}_{recipe.training.best_metric}",
-        best_step=state.best_global_step or state.global_step,
+        best_step=state.global_step if recipe.method.runs_to_the_end else state.best_global_step or state.global_step,
         environment=describe_environment(trainer.setup.environment),
         warnings=timing.warnings(),
         files=_digests(outcome.weights),
@@ -170,7 +170,8 @@ def _digests(folder: Path) -> dict[str, str]:
     return {f"{folder.name}/{path.name}": file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
-def _model_record(base: LoadedModel) -> ModelRecord:
+def model_record(base: LoadedModel) -> ModelRecord:
+    """The base model and what of it trains; to be asked before training, after which parts may have been dropped."""
     named = list(base.model.named_parameters())
     trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
     heads = base.head_modules

@@ -84,6 +84,17 @@ class HookedTrainer(Trainer):
             set_learning_rates(optimizer, {self.model.get_parameter(name): rate for name, rate in rates.items()})
         return optimizer
 
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The task's loss of one micro-batch; while training with the method's penalty, once per optimizer step."""
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        penalty = self.setup.recipe.method.penalty(self.model) if model.training else None
+        if penalty is None:
+            return result
+        penalty = penalty / self.current_gradient_accumulation_steps
+        return (result[0] + penalty, *result[1:]) if return_outputs else result + penalty
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
@@ -284,7 +295,7 @@ def _evaluation(setup: Setup) -> dict[str, Any]:
     return cadence | {
         "eval_strategy": cadence["save_strategy"],
         "eval_steps": cadence.get("save_steps"),
-        "load_best_model_at_end": True,
+        "load_best_model_at_end": not setup.recipe.method.runs_to_the_end,
         "metric_for_best_model": f"eval_{best.score_name}",
         "greater_is_better": best.greater_is_better,
     }

@@ -23,7 +23,7 @@ def check_best_score(trainer: HookedTrainer, splits: Mapping[str, SplitRecord]) 
         RunError: they do not, so a part of the checkpoint was lost.
     """
     best = trainer.state.best_metric
-    if best is None or VALIDATION not in splits:
+    if best is None or VALIDATION not in splits or trainer.setup.recipe.method.runs_to_the_end:
         return
     name = str(trainer.setup.recipe.training.best_metric)
     found = splits[VALIDATION].metrics[name]
