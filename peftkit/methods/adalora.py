@@ -25,7 +25,9 @@ class AdaLora(TuningMethod):
     """
 
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.10512"
-    use_when: ClassVar[str] = "the same budget as lora, spent where it matters; training is long enough to find out where"
+    use_when: ClassVar[str] = (
+        "the same budget as lora, spent where it matters; training is long enough to find out where"
+    )
     mergeable: ClassVar[bool] = True
     runs_to_the_end: ClassVar[bool] = True
     default_learning_rate: ClassVar[float] = 3e-3

@@ -33,6 +33,7 @@ class PTuning(VirtualTokens):
         sizes = dimensions(model)
         config = PromptEncoderConfig(
             task_type=context.peft_task_type,
+            modules_to_save=context.modules_to_save,
             num_virtual_tokens=self.virtual_tokens,
             encoder_reparameterization_type=self.encoder.upper(),
             encoder_hidden_size=self.encoder_hidden_size or sizes["token_dim"],

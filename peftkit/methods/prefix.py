@@ -44,6 +44,7 @@ class Prefix(VirtualTokens):
         sizes = dimensions(model)
         config = PrefixTuningConfig(
             task_type=context.peft_task_type,
+            modules_to_save=context.modules_to_save,
             num_virtual_tokens=self.virtual_tokens,
             prefix_projection=self.reparameterisation,
             encoder_hidden_size=self.encoder_hidden_size or sizes["token_dim"],

@@ -43,6 +43,7 @@ class Prompt(VirtualTokens):
             text = {"prompt_tuning_init_text": self.init_text, "tokenizer_name_or_path": model.name_or_path}
         config = PromptTuningConfig(
             task_type=context.peft_task_type,
+            modules_to_save=context.modules_to_save,
             num_virtual_tokens=self.virtual_tokens,
             prompt_tuning_init=getattr(PromptTuningInit, starts[self.init]),
             **text,

@@ -28,8 +28,6 @@ class VirtualTokens(TuningMethod):
                 f"method.virtual_tokens {self.virtual_tokens} leaves no room for the input: {type(model).__name__} has "
                 f"{positions} positions; use fewer"
             )
-        if context.extra_modules or context.new_token_ids:
-            return f"method {self.name!r} cannot hold retrained modules beside its virtual tokens; stack them on lora"
         return super().problem(model, context)
 
     def wrapped(self, model: PreTrainedModel, config: Any, context: TuningContext) -> PreTrainedModel:
