@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from peftkit.layers.registration import register_with_peft
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ _HOMES = {
     "load": "peftkit.predictor",
     "run": "peftkit.training",
 }
+
+# So that plain peft code loads adapters of peftkit's own kinds once peftkit is imported.
+register_with_peft()
 
 
 def __getattr__(name: str) -> Any:

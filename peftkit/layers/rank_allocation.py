@@ -92,9 +92,7 @@ def restore_allocator(model: Any, state: Mapping[str, Tensor]) -> None:
     for moment in _MOMENTS:
         start = f"{moment}:"
         setattr(allocator, moment, {name.removeprefix(start): state[name] for name in state if name.startswith(start)})
-    pattern = {
-        name.removeprefix("pattern:"): state[name].tolist() for name in state if name.startswith("pattern:")
-    }
+    pattern = {name.removeprefix("pattern:"): state[name].tolist() for name in state if name.startswith("pattern:")}
     model.peft_config[model.active_adapter].rank_pattern = pattern or None
 
 

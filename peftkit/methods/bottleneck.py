@@ -29,7 +29,7 @@ class Bottleneck(TuningMethod):
         "many tasks share one base and LoRA falls short: it can learn what no change of the weights can, "
         "but it cannot be merged and costs some time in every pass"
     )
-    default_learning_rate: ClassVar[float] = 1e-3
+    default_learning_rate: ClassVar[float] = 3e-3
 
     style: Literal["houlsby", "pfeiffer", "parallel", "scaled_parallel"] = "pfeiffer"
     """houlsby: after attention and after the feed-forward part; pfeiffer: after the feed-forward part only; parallel:

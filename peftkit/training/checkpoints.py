@@ -26,7 +26,9 @@ MANIFEST = "peftkit_manifest.json"
 def save_tuned(model: Any, method: TuningMethod, checkpoint: Path) -> None:
     """Add the trainable parameters of an adapter to a checkpoint; a model that trains as a whole has them there."""
     if hasattr(model, "peft_config"):
-        tensors = {name: weight.detach().contiguous() for name, weight in model.named_parameters() if weight.requires_grad}
+        tensors = {
+            name: weight.detach().contiguous() for name, weight in model.named_parameters() if weight.requires_grad
+        }
         extra = {f"{_EXTRA}{name}": tensor.contiguous() for name, tensor in method.state(model).items()}
         save_file(tensors | extra, checkpoint / TUNED_FILE)
 
