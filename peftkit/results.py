@@ -133,6 +133,8 @@ class SplitRecord(_Part):
     """Percentile bootstrap over rows, for every metric that is a function of rows."""
     classification: ClassificationDetail | None = None
     worst: tuple[WorstExample, ...] = ()
+    seconds_per_example: float | None = None
+    """Wall time of the final evaluation over its rows, computed in batches of eval_batch_size."""
 
 
 class RunResult(_Part):

@@ -8,6 +8,7 @@ import typer
 
 from peftkit import __version__
 from peftkit.cli.cache import cache_app
+from peftkit.cli.comparison import compare
 from peftkit.cli.components import list_components, print_schema, show
 from peftkit.cli.group import CommandGroup
 from peftkit.cli.machine import doctor
@@ -72,6 +73,11 @@ _PREDICT = """Examples:
 Each line of the output is the row with the answer's keys added. Where the row
 has such a key already, the answer's is called predicted_<key>.
 """
+_COMPARE = """Examples:
+  peftkit compare suite.yaml
+  peftkit compare suite.yaml --only lora --only full
+  peftkit compare suite.yaml --report-only
+"""
 _REPORT = """Examples:
   peftkit report runs/recipe --open
 """
@@ -93,6 +99,7 @@ and as first line of a recipe:
 app.command("run", epilog=_examples(_RUN))(run)
 app.command("check", epilog=_examples(_CHECK))(check)
 app.command("predict", epilog=_examples(_PREDICT))(predict)
+app.command("compare", epilog=_examples(_COMPARE))(compare)
 app.command("report", epilog=_examples(_REPORT))(report)
 app.command("list", epilog=_examples(_LIST))(list_components)
 app.command("show", epilog=_examples(_SHOW))(show)

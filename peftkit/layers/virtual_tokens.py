@@ -58,7 +58,8 @@ def settle_prompt(model: Any) -> None:
     name = model.active_adapter
     prompt = model.get_prompt_embedding_to_save(name)
     encoder = model.prompt_encoder[name]
-    embedding = nn.Embedding.from_pretrained(prompt.to(encoder.embedding.weight.device))
+    prompt = prompt.to(encoder.embedding.weight.device)
+    embedding = nn.Embedding(*prompt.shape, _weight=prompt)
     model.prompt_encoder[name] = _Settled(embedding)
     model.peft_config[name].inference_mode = True
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
-from peftkit.methods import TuningContext, TuningMethod, methods, wrapped
+from peftkit.methods import TuningContext, TuningMethod, methods
 from peftkit.methods.lora_start import Start, start_problem, started
 from peftkit.methods.targets import Targets, find_targets, in_layers, stores_weights_transposed
 
@@ -77,7 +77,7 @@ class LowRank(TuningMethod):
             trainable_token_indices=list(context.new_token_ids) or None,
             fan_in_fan_out=stores_weights_transposed(model),
         )
-        tuned = started(self.init, wrapped, model, config=config, context=context, method=self.name)
+        tuned = started(self.init, model, config=config, context=context, method=self.name)
         if self.freeze_a:
             for name, weight in tuned.named_parameters():
                 if ".lora_A." in name:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
-from peftkit.methods import TuningContext
+from peftkit.methods import TuningContext, wrapped
 from peftkit.methods.targets import stores_weights_transposed
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ def start_problem(start: Start, model: nn.Module, context: TuningContext) -> str
     """Why `start` does not suit the base, or None."""
     if start in _ON_WEIGHTS and context.base_bits < 16:
         return (
-            f"method.init {start} moves a part of each weight into A and B, which a {context.base_bits}-bit base cannot "
-            "give away; use loftq, or default"
+            f"method.init {start} moves a part of each weight into A and B, which a {context.base_bits}-bit base "
+            "cannot give away; use loftq, or default"
         )
     if start == "olora" and stores_weights_transposed(model):
         return (
@@ -36,9 +36,8 @@ def start_problem(start: Start, model: nn.Module, context: TuningContext) -> str
 
 
 def started(
-    start: Start, wrap: Callable[..., PreTrainedModel], model: PreTrainedModel, *, config: Any, context: TuningContext,
-    method: str,
-) -> PreTrainedModel:  # fmt: skip
+    start: Start, model: PreTrainedModel, *, config: Any, context: TuningContext, method: str
+) -> PreTrainedModel:
     """`model` as a `PeftModel` with A and B in their starting place."""
     if start in ("gaussian", "orthogonal", "eva", *_ON_WEIGHTS):
         config.init_lora_weights = start
@@ -47,7 +46,7 @@ def started(
 
         config.eva_config = EvaConfig()
     weights = _dequantized(model) if start == "loftq" else {}
-    tuned = wrap(model, config, method=method)
+    tuned = wrapped(model, config, method=method)
     if start == "eva" and context.batches is not None:
         _start_eva(tuned, context.batches)
     if start == "loftq":

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 _SET_BY_THE_RUN = {"task_type", "peft_type", "target_modules", "modules_to_save", "inference_mode", "peft_version"}
 
+_BY_TASK = "it needs the number of a task with every row, which no task of peftkit gives"
 _REFUSED = {
     "ADALORA": "its rank allocator has to be stepped while training runs; use method adalora, which does",
-    "POLY": "it needs the number of a task with every row, which no task of peftkit gives; use lora",
-    "MULTITASK_PROMPT_TUNING": "it needs the number of a task with every row, which no task of peftkit gives; use prompt",
+    "POLY": f"{_BY_TASK}; use lora",
+    "MULTITASK_PROMPT_TUNING": f"{_BY_TASK}; use prompt",
     "XLORA": "it mixes adapters that are trained already; train them one by one with lora",
     "TRAINABLE_TOKENS": "it needs the numbers of tokens; use method trainable_tokens, which takes the tokens",
 }

@@ -22,7 +22,7 @@ class LinearAdapter(TuningMethod):
     """Layers that get an adapter: attention, mlp, all-linear, or a list of endings of module names; never the head."""
 
     def options(self, model: PreTrainedModel, context: TuningContext) -> dict[str, Any]:
-        """What peft's configuration takes besides targets and head; `model` and `context` for what depends on widths."""
+        """What peft's configuration takes besides targets and head."""
         raise NotImplementedError
 
     def apply(self, model: PreTrainedModel, context: TuningContext) -> PreTrainedModel:

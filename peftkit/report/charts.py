@@ -18,29 +18,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK, _FAINT, _FIRST, _SECOND, _PAPER = "#2a2f36", "#c9ced6", "#1f5fbf", "#b8541a", "#fefefe"
+INK, FAINT, FIRST, SECOND, PAPER = "#2a2f36", "#c9ced6", "#1f5fbf", "#b8541a", "#fefefe"
 _ON_PAGE = {
-    _INK: "var(--muted)",
-    _FAINT: "var(--line)",
-    _FIRST: "var(--accent)",
-    _SECOND: "var(--error)",
-    _PAPER: "var(--paper)",
+    INK: "var(--muted)",
+    FAINT: "var(--line)",
+    FIRST: "var(--accent)",
+    SECOND: "var(--error)",
+    PAPER: "var(--paper)",
 }
 """What the page puts in place of each colour, so that a chart follows its light and dark themes."""
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: readable by screen readers, set in the font of the page
     "font.size": 10,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": _FAINT,
+    "grid.color": FAINT,
     "grid.linewidth": 0.5,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "text.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
     "legend.frameon": False,
     "axes.unicode_minus": True,
 }
@@ -73,12 +73,12 @@ def curve_chart(drawn: Sequence[Curve], *, best_step: int | None, title: str) ->
     """One panel of the learning curves for the page; None if no value is finite."""
     if not any(curve.finite for curve in drawn):
         return None
-    return _svg(lambda figure: _draw_curves(figure.add_subplot(), drawn, best_step), (4.3, 2.5), title=title)
+    return svg(lambda figure: _draw_curves(figure.add_subplot(), drawn, best_step), (4.3, 2.5), title=title)
 
 
 def reliability_chart(detail: ClassificationDetail, *, title: str) -> str:
     """Accuracy over confidence, by bin, beside the diagonal of perfect calibration."""
-    return _svg(lambda figure: _draw_reliability(figure.add_subplot(), detail), (3.4, 3.2), title=title)
+    return svg(lambda figure: _draw_reliability(figure.add_subplot(), detail), (3.4, 3.2), title=title)
 
 
 def learning_curve(result: RunResult) -> str | None:
@@ -114,14 +114,14 @@ def _draw_curves(axes: Axes, drawn: Sequence[Curve], best_step: int | None) -> N
         axes.plot(
             curve.steps,
             curve.values,
-            color=_FIRST if training or len(drawn) == 1 else _SECOND,
+            color=FIRST if training or len(drawn) == 1 else SECOND,
             linewidth=1.4,
             marker="o" if not training or curve.finite <= 2 else None,
             markersize=3.5,
         )
     steps = [step for curve in drawn for step in curve.steps]
     if best_step is not None and best_step <= max(steps):
-        axes.axvline(best_step, color=_INK, linewidth=0.9, linestyle=(0, (3, 3)), zorder=1)
+        axes.axvline(best_step, color=INK, linewidth=0.9, linestyle=(0, (3, 3)), zorder=1)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.tick_params(length=0)
@@ -130,16 +130,16 @@ def _draw_curves(axes: Axes, drawn: Sequence[Curve], best_step: int | None) -> N
 
 def _draw_reliability(axes: Axes, detail: ClassificationDetail) -> None:
     rows = [bin_rows for _, _, bin_rows in detail.calibration_bins]
-    axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.9, linestyle=(0, (3, 3)))
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.9, linestyle=(0, (3, 3)))
     for confidence, accuracy, bin_rows in detail.calibration_bins:
-        axes.plot([confidence, confidence], [confidence, accuracy], color=_SECOND, linewidth=1.2)
+        axes.plot([confidence, confidence], [confidence, accuracy], color=SECOND, linewidth=1.2)
         size = 5 + 9 * math.sqrt(bin_rows / max(rows))
-        axes.plot(confidence, accuracy, "o", color=_FIRST, markersize=size, markeredgecolor=_PAPER, clip_on=False)
+        axes.plot(confidence, accuracy, "o", color=FIRST, markersize=size, markeredgecolor=PAPER, clip_on=False)
     axes.set(xlim=(0, 1.03), ylim=(-0.02, 1.03), xlabel="confidence", ylabel="accuracy")
     axes.tick_params(length=0)
 
 
-def _svg(draw: Callable[[Figure], None], inches: tuple[float, float], *, title: str) -> str:
+def svg(draw: Callable[[Figure], None], inches: tuple[float, float], *, title: str) -> str:
     """A chart to stand inside the page: sized by its place, coloured by the page, named for screen readers."""
     text = _render(draw, inches, salt=title)
     text = text[text.index("<svg") :]
@@ -163,7 +163,7 @@ def _render(draw: Callable[[Figure], None], inches: tuple[float, float], *, salt
     with matplotlib.rc_context(dict(style)), warnings.catch_warnings():
         # Metric names of plugins may need letters that matplotlib's own font lacks; whoever opens the SVG has them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        figure = Figure(figsize=inches, facecolor=_PAPER, layout="constrained")
+        figure = Figure(figsize=inches, facecolor=PAPER, layout="constrained")
         draw(figure)
         for axes in figure.axes:
             axes.set_facecolor("none")

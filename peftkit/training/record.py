@@ -94,7 +94,9 @@ def score_splits(trainer: HookedTrainer, data: PreparedData) -> dict[str, SplitR
 
 
 def _score_split(trainer: HookedTrainer, data: PreparedData, split: str) -> SplitRecord:
+    began = time.perf_counter()
     output = trainer.predict(data.features[split])
+    seconds = time.perf_counter() - began
     scored = data.task.decode(output.predictions, output.label_ids)
     values: dict[str, float] = {}
     intervals: dict[str, Interval] = {}
@@ -110,6 +112,7 @@ def _score_split(trainer: HookedTrainer, data: PreparedData, split: str) -> Spli
         intervals=intervals,
         classification=detail,
         worst=_worst(data, split, scored),
+        seconds_per_example=seconds / len(data.features[split]),
     )
 
 
