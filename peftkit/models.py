@@ -171,6 +171,14 @@ def to_float32_masters(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add rows to the embeddings where the tokenizer has more tokens than they have."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        with torch.random.fork_rng(devices=[]):  # the new rows train or are loaded, so their start does not matter
+            torch.manual_seed(0)
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+
+
 def logits_of(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], *, task: Task) -> torch.Tensor:
     """Logits of one collated batch, float32 on the CPU."""
     with torch.inference_mode(), autocast(model):
@@ -317,7 +325,8 @@ def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, run_dir: Path, 
     is_adapter = hasattr(model, "peft_config")
     folder = run_dir / (ADAPTER_DIR if is_adapter else MODEL_DIR)
     with quiet_libraries():
-        model.save_pretrained(folder)
+        # Rows that train are part of the adapter; peft would add the whole embedding once tokens have been added.
+        model.save_pretrained(folder, **({"save_embedding_layers": False} if is_adapter else {}))
         tokenizer.save_pretrained(folder)
     config = folder / ("adapter_config.json" if is_adapter else "config.json")
     content = json.loads(config.read_text("utf-8"))
@@ -346,9 +355,10 @@ def load_tuned(run_dir: Path, spec: ModelSpec, head: Head, *, storage: Storage) 
 
     if (run_dir / ADAPTER_DIR / "adapter_config.json").is_file():
         loaded = load_model(spec, head, storage=storage)
+        tokenizer = AutoTokenizer.from_pretrained(run_dir / ADAPTER_DIR)
+        make_room(loaded.model, tokenizer)
         with quiet_libraries():
             model = fit_outputs(PeftModel.from_pretrained(loaded.model, run_dir / ADAPTER_DIR))
-        tokenizer = AutoTokenizer.from_pretrained(run_dir / ADAPTER_DIR)
     elif (run_dir / MODEL_DIR / "config.json").is_file():
         whole = spec.model_copy(update={"id": str(run_dir / MODEL_DIR), "revision": None})
         loaded = load_model(whole, head, storage=storage)

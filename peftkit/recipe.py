@@ -27,7 +27,7 @@ from peftkit.yaml_source import YamlSource, parse_yaml, read_yaml
 # Aliases, because a field called `metrics` would hide the registry of that name inside the class body.
 NamedTask = Annotated[Task, From(tasks)]
 NamedSource = Annotated[DataSource, From(sources)]
-NamedMethod = Annotated[TuningMethod, From(methods)]
+NamedMethod = Annotated[TuningMethod, From(methods), BeforeValidator(lambda value: _stacked(value))]
 NamedQuantizer = Annotated[Quantizer, From(quantizers)]
 NamedLoss = Annotated[Loss, From(losses)]
 NamedMetric = Annotated[Metric, From(metrics)]
@@ -116,6 +116,13 @@ class TrainingOptions(Section):
     """Experiment trackers that also get every logged value."""
     data_workers: int = Field(0, ge=0)
     """Processes that prepare batches."""
+
+
+def _stacked(value: Any) -> Any:
+    """A list of methods as the one method that combines them."""
+    if isinstance(value, list):
+        return {"name": "stack", "methods": value} if len(value) > 1 else value[0] if value else None
+    return value
 
 
 def _model_by_id(value: Any) -> Any:
@@ -253,6 +260,11 @@ def json_schema() -> dict[str, Any]:
             # Plugins that nothing has asked for yet: known by name, their options unknown without running their code.
             mappings.append({"type": "object", "properties": {"name": {"enum": unloaded}}, "required": ["name"]})
         definitions[registry.package] = {"anyOf": [{"enum": registry.names()}, *mappings]}
+    one = schema["properties"]["method"]
+    schema["properties"]["method"] = {
+        "anyOf": [one, {"type": "array", "items": one}],
+        "description": one["description"],
+    }
     linked: dict[str, Any] = _linked(schema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **linked, "title": "peftkit recipe"}
 

@@ -43,12 +43,29 @@ class _Found:
     error: ErrorDetails
 
 
-def describe_problems(problem: ValidationError | None, source: YamlSource, *, root: type[BaseModel]) -> str:
-    """All problems of a recipe, one line each, in the order of the file."""
-    lines = [*(_problem_lines(problem, source, root=root) if problem else ()), *_repetition_lines(source)]
+def describe_problems(
+    problem: ValidationError | None,
+    source: YamlSource,
+    *,
+    root: type[BaseModel],
+    further: Iterable[tuple[int, str]] = (),
+) -> str:
+    """All problems of a recipe, one line each, in the order of the file.
+
+    Args:
+        further: problems that were found elsewhere, each with the line that decides its place.
+    """
+    lines = [*problem_lines(problem, source, root=root), *further]
     found = [text for _, text in sorted(lines, key=lambda line: line[0])]
     count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
     return "\n".join([f"{source.origin} has {count}:", *(f"  {text}" for text in found)])
+
+
+def problem_lines(
+    problem: ValidationError | None, source: YamlSource, *, root: type[BaseModel]
+) -> list[tuple[int, str]]:
+    """Every problem in words, keys that stand twice included, with its line; 0 and the largest number for none."""
+    return [*(_validation_lines(problem, source, root=root) if problem else ()), *_repetition_lines(source)]
 
 
 def _repetition_lines(source: YamlSource) -> Iterator[tuple[int, str]]:
@@ -60,7 +77,9 @@ def _repetition_lines(source: YamlSource) -> Iterator[tuple[int, str]]:
         )
 
 
-def _problem_lines(problem: ValidationError, source: YamlSource, *, root: type[BaseModel]) -> Iterator[tuple[int, str]]:
+def _validation_lines(
+    problem: ValidationError, source: YamlSource, *, root: type[BaseModel]
+) -> Iterator[tuple[int, str]]:
     found = [_Found(_real_path(error, source.value), error) for error in problem.errors()]
     paths = list(dict.fromkeys(item.path for item in found))
     for path in paths:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +37,50 @@ class YamlSource:
         value: plain dicts, lists and scalars.
         lines: 1-based line of every key and list item, by path from the root, indices as text too.
         repeated: keys that stand twice in one mapping.
-        settings: paths that `--set` wrote to.
+        settings: what was laid over the file: where each of it stands, such as `--set`, by path.
     """
 
     origin: str
     value: dict[str, Any]
     lines: Mapping[tuple[str, ...], int]
     repeated: tuple[Repetition, ...] = ()
-    settings: frozenset[tuple[str, ...]] = frozenset()
+    settings: Mapping[tuple[str, ...], str] = field(default_factory=dict)
 
     def with_settings(self, settings: Sequence[str]) -> YamlSource:
         """The same with `a.b=c` settings laid over it; see `overlay`."""
-        paths = {tuple(setting.partition("=")[0].split(".")) for setting in settings}
-        return replace(self, value=overlay(self.value, settings), settings=self.settings | paths)
+        places = {tuple(setting.partition("=")[0].split(".")): "--set" for setting in settings}
+        return self._laid_over(overlay(self.value, settings), places)
+
+    def with_values(self, values: Mapping[str, Any], *, places: Mapping[tuple[str, ...], str]) -> YamlSource:
+        """The same with values laid over it that another file gives, by dotted key.
+
+        Args:
+            places: where each key, and what is below it, stands in that file, for messages; by path.
+
+        Raises:
+            RecipeError: a key that is no dotted key, or that leads through a value.
+        """
+        value = _copied(self.value)
+        for key, new in values.items():
+            path = tuple(key.split("."))
+            where = places.get(path)
+            origin = f"{key} ({where})" if where else key
+            if not _DOTTED.fullmatch(key):
+                raise RecipeError(f"{origin}: no key of a recipe; write it as  key.subkey  without spaces")
+            _assign(value, list(path), new=_copied(new), origin=origin)
+        return self._laid_over(value, places)
+
+    def _laid_over(self, value: dict[str, Any], places: Mapping[tuple[str, ...], str]) -> YamlSource:
+        """With `value`, of which what stands at or below the paths of `places` is no longer that of the file."""
+        former = {
+            path: place for path, place in self.settings.items() if not any(path[: len(new)] == new for new in places)
+        }
+        lines = {
+            path: line
+            for path, line in self.lines.items()
+            if not any(path[: len(new)] == new and path != new for new in places)
+        }
+        return replace(self, value=value, lines=lines, settings=former | dict(places))
 
     def place(self, path: KeyPath) -> int | str | None:
         """Where the value at `path` was written: a line, `--set`, or None; for an absent key, where its mapping is."""
@@ -62,8 +93,14 @@ class YamlSource:
         return None
 
 
-def read_yaml(path: Path) -> YamlSource:
-    """Read a recipe file.
+_KEYS = {"recipe": "model: ..., task: ...", "suite": "recipe: ..., variants: ..."}
+
+
+def read_yaml(path: Path, *, what: str = "recipe") -> YamlSource:
+    """Read a recipe file, or one of another kind.
+
+    Args:
+        what: "recipe" or "suite", for messages.
 
     Raises:
         RecipeError: the file is missing, cannot be read, is not UTF-8, not YAML, or holds no mapping.
@@ -73,18 +110,21 @@ def read_yaml(path: Path) -> YamlSource:
     except FileNotFoundError as problem:
         near = sorted(str(other) for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         listed = f" (in that folder: {', '.join(near[:8])})" if near else ""
-        raise RecipeError(f"there is no recipe file '{path}'{listed}") from problem
+        raise RecipeError(f"there is no {what} file '{path}'{listed}") from problem
     except IsADirectoryError as problem:
-        raise RecipeError(f"'{path}' is a folder; name the recipe file in it") from problem
+        raise RecipeError(f"'{path}' is a folder; name the {what} file in it") from problem
     except UnicodeDecodeError as problem:
         raise RecipeError(f"'{path}' is not UTF-8 text (byte {problem.start}); save it as UTF-8") from problem
     except OSError as problem:
-        raise RecipeError(f"cannot read the recipe '{path}': {problem.strerror}") from problem
-    return parse_yaml(text, origin=str(path))
+        raise RecipeError(f"cannot read the {what} '{path}': {problem.strerror}") from problem
+    return parse_yaml(text, origin=str(path), what=what)
 
 
-def parse_yaml(text: str, *, origin: str) -> YamlSource:
+def parse_yaml(text: str, *, origin: str, what: str = "recipe") -> YamlSource:
     """Parse YAML text that holds one mapping.
+
+    Args:
+        what: "recipe" or "suite", for messages.
 
     Raises:
         RecipeError: the text is not YAML, or holds no mapping.
@@ -101,7 +141,7 @@ def parse_yaml(text: str, *, origin: str) -> YamlSource:
         raise RecipeError(f"{origin}: not valid YAML: {problem}") from problem
     if node is None or not isinstance(value, dict):
         found = "it is empty" if value is None else f"it holds a {type(value).__name__}"
-        raise RecipeError(f"{origin}: a recipe is a mapping of keys to values (model: ..., task: ...), but {found}")
+        raise RecipeError(f"{origin}: a {what} is a mapping of keys to values ({_KEYS[what]}), but {found}")
     lines: dict[tuple[str, ...], int] = {}
     repeated: list[Repetition] = []
     try:
@@ -129,7 +169,7 @@ def overlay(value: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     result: dict[str, Any] = _copied(value)
     for setting in settings:
         key, equals, text = setting.partition("=")
-        if not equals or not re.fullmatch(r"[^.\s]+(\.[^.\s]+)*", key):
+        if not equals or not _DOTTED.fullmatch(key):
             raise RecipeError(f"--set {setting}: write it as  key.subkey=value  without spaces around '='")
         try:
             new = yaml.safe_load(text)
@@ -137,21 +177,22 @@ def overlay(value: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
             raise RecipeError(
                 f"--set {setting}: the value {text!r} is not valid YAML; put quotes around it"
             ) from problem
-        _assign(result, key.split("."), new=new, setting=setting)
+        _assign(result, key.split("."), new=new, origin=f"--set {setting}")
     return result
 
 
-def _assign(node: Any, keys: list[str], *, new: Any, setting: str) -> None:
+_DOTTED = re.compile(r"[^.\s]+(\.[^.\s]+)*")
+
+
+def _assign(node: Any, keys: list[str], *, new: Any, origin: str) -> None:
     for position, key in enumerate(keys):
         if isinstance(node, list):
-            slot: Any = _index(node, key, setting=setting)
+            slot: Any = _index(node, key, origin=origin)
         elif isinstance(node, dict):
             # {1: World} has an integer key, which a setting can only name by its text.
             slot = next((present for present in node if str(present) == key), key)
         else:
-            raise RecipeError(
-                f"--set {setting}: {'.'.join(keys[:position])} is the value {node!r} and has no key {key!r}"
-            )
+            raise RecipeError(f"{origin}: {'.'.join(keys[:position])} is the value {node!r} and has no key {key!r}")
         if position == len(keys) - 1:
             node[slot] = new
             return
@@ -163,11 +204,11 @@ def _assign(node: Any, keys: list[str], *, new: Any, setting: str) -> None:
         node = below
 
 
-def _index(items: list[Any], key: str, *, setting: str) -> int:
+def _index(items: list[Any], key: str, *, origin: str) -> int:
     if key.isdecimal() and int(key) < len(items):
         return int(key)
     legal = f"write 0 to {len(items) - 1}" if items else "set the whole list:  key=[...]"
-    raise RecipeError(f"--set {setting}: {key!r} is no index of a list with {len(items)} items; {legal}")
+    raise RecipeError(f"{origin}: {key!r} is no index of a list with {len(items)} items; {legal}")
 
 
 # `model: some/id` is short for `model: {id: some/id}`; every other short form names a component.

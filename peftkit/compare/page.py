@@ -64,14 +64,21 @@ def _draw(axes: Axes, comparison: Comparison) -> None:
 def _label(axes: Axes, summaries: tuple[Summary, ...]) -> None:
     """Name every point beside it; names that would cover each other move up until they are free."""
     taken: list[tuple[float, float, float]] = []
-    height = 0.034
+    points = 72 / axes.figure.dpi
+    right = points * axes.bbox.x1
     for summary in sorted(summaries, key=lambda summary: summary.mean):
-        x, y = axes.transAxes.inverted().transform(
-            axes.transData.transform((summary.trainable_parameters, summary.mean))
+        x, y = points * axes.transData.transform((summary.trainable_parameters, summary.mean))
+        width = _LETTER * len(summary.label)
+        left = 7.0 if x + 7 + width < right else -7 - width
+        lift = 0.0
+        while any(x + left < at + far and at < x + left + width and abs(y + lift - up) < 10 for at, far, up in taken):
+            lift += 2
+        taken.append((x + left, width, y + lift))
+        place = (summary.trainable_parameters, summary.mean)
+        axes.annotate(
+            summary.label, place, (left, lift), textcoords="offset points", va="center", fontsize=9, color=INK
         )
-        width = 0.0125 * len(summary.label)
-        left = x + 0.012 if x + 0.012 + width < 1 else x - 0.012 - width
-        while any(left < other + far and other < left + width and abs(y - at) < height for other, far, at in taken):
-            y += height / 4
-        taken.append((left, width, y))
-        axes.text(left, y, summary.label, transform=axes.transAxes, va="center", fontsize=9, color=INK)
+
+
+_LETTER = 5.2
+"""Mean width of a letter of 9 points."""

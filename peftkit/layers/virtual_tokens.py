@@ -59,7 +59,7 @@ def settle_prompt(model: Any) -> None:
     prompt = model.get_prompt_embedding_to_save(name)
     encoder = model.prompt_encoder[name]
     prompt = prompt.to(encoder.embedding.weight.device)
-    embedding = nn.Embedding(*prompt.shape, _weight=prompt)
+    embedding = nn.Embedding(len(prompt), prompt.shape[1], _weight=prompt)
     model.prompt_encoder[name] = _Settled(embedding)
     model.peft_config[name].inference_mode = True
 

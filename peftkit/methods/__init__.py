@@ -29,6 +29,7 @@ class TuningContext:
         new_token_ids: rows of the input embedding that train, asked for by a method stacked with this one.
         batches: gives training batches without labels, on the model's device, in a fixed order, for initialisations
             that look at data; None where there are none (when a saved adapter is loaded, or only checked).
+        tokenizer: as the run uses it.
     """
 
     peft_task_type: str | None
@@ -39,11 +40,25 @@ class TuningContext:
     extra_modules: tuple[str, ...] = ()
     new_token_ids: tuple[int, ...] = ()
     batches: Batches | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
 
     @property
     def modules_to_save(self) -> list[str] | None:
         """What peft's option of that name needs: heads and extra modules, or None if there are none."""
         return [*self.head_modules, *self.extra_modules] or None
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What a method trains when it is added to another.
+
+    Args:
+        modules: modules of the base that train as a whole.
+        new_token_ids: rows of the input embedding that train.
+    """
+
+    modules: tuple[str, ...] = ()
+    new_token_ids: tuple[int, ...] = ()
 
 
 class TuningMethod(Component):
@@ -109,6 +124,10 @@ class TuningMethod(Component):
     def full_precision_modules(self, model: PreTrainedModel, *, head_modules: Sequence[str]) -> tuple[str, ...]:
         """Names of base modules that a quantizer has to leave as they are, because the method trains them."""
         return ()
+
+    def addition(self, model: PreTrainedModel, context: TuningContext) -> Addition | None:
+        """What this method trains beside another one; None: it cannot be added to any."""
+        return None
 
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Add what the method needs to the tokenizer, before any row is encoded."""

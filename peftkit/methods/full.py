@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 class Full(TuningMethod):
     """All weights train; the run saves the whole model instead of an adapter."""
 
+    paper: ClassVar[str] = "Devlin et al. 2018, arXiv:1810.04805"
+    use_when: ClassVar[str] = "the yardstick: memory and storage for a whole model per task are there"
     trains_base_weights: ClassVar[bool] = True
+    base_bits: ClassVar[frozenset[int]] = frozenset({32})
     default_learning_rate: ClassVar[float] = 5e-5
 
     def apply(self, model: PreTrainedModel, context: TuningContext) -> PreTrainedModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from peftkit.methods import TuningContext, TuningMethod, methods
+from peftkit.methods import Addition, TuningContext, TuningMethod, methods
 from peftkit.methods.retrained import retrained
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ class HeadOnly(TuningMethod):
                 "use last_layers or lora"
             )
         return super().problem(model, context)
+
+    def addition(self, model: PreTrainedModel, context: TuningContext) -> Addition:
+        """See `TuningMethod.addition`."""
+        return Addition()
 
     def apply(self, model: PreTrainedModel, context: TuningContext) -> PreTrainedModel:
         """The model as a `PeftModel` that holds the head alone; see `TuningMethod.apply`."""

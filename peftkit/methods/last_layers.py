@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from peftkit.methods import TuningContext, TuningMethod, methods
+from peftkit.methods import Addition, TuningContext, TuningMethod, methods
 from peftkit.methods.retrained import retrained
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ class LastLayers(TuningMethod):
     def full_precision_modules(self, model: PreTrainedModel, *, head_modules: Sequence[str]) -> tuple[str, ...]:
         """The modules that train; see `TuningMethod.full_precision_modules`."""
         return self._modules(model, head_modules)
+
+    def addition(self, model: PreTrainedModel, context: TuningContext) -> Addition:
+        """See `TuningMethod.addition`."""
+        return Addition(self._modules(model, context.head_modules))
 
     def apply(self, model: PreTrainedModel, context: TuningContext) -> PreTrainedModel:
         """The model as a `PeftModel` that holds copies of the upper modules; see `TuningMethod.apply`."""

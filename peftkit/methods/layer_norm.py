@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from peftkit.methods import TuningContext, TuningMethod, methods, wrapped
+from peftkit.methods import Addition, TuningContext, TuningMethod, methods, wrapped
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,6 +26,10 @@ class LayerNorm(TuningMethod):
         if not norms(model, context.head_modules):
             return f"method {self.name!r} finds no normalisation layer in {type(model).__name__}; use lora"
         return super().problem(model, context)
+
+    def addition(self, model: PreTrainedModel, context: TuningContext) -> Addition:
+        """See `TuningMethod.addition`."""
+        return Addition(tuple(norms(model, context.head_modules)))
 
     def apply(self, model: PreTrainedModel, context: TuningContext) -> PreTrainedModel:
         """The model as a `PeftModel` that holds copies of the norms; see `TuningMethod.apply`."""

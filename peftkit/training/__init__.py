@@ -114,7 +114,7 @@ def check(recipe: Recipe, *, options: RunOptions = _DEFAULTS) -> CheckReport:
     environment = check_environment(recipe, Path())
     tokenizer = _tokenizer(recipe, options)
     loaded, task = load_rows(recipe)
-    check_method(recipe, task.head(), dtype=environment.weight_dtype, rows=len(loaded.splits["train"]))
+    check_method(recipe, task.head(), tokenizer, dtype=environment.weight_dtype, rows=len(loaded.splits["train"]))
     errors, warnings = find_problems(recipe, loaded, task=task, tokenizer=tokenizer)
     return CheckReport(
         source=loaded.source,
@@ -157,7 +157,7 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
 
     tokenizer = _tokenizer(recipe, options)
     loaded, task = load_rows(recipe)
-    check_method(recipe, task.head(), dtype=environment.weight_dtype, rows=len(loaded.splits["train"]))
+    check_method(recipe, task.head(), tokenizer, dtype=environment.weight_dtype, rows=len(loaded.splits["train"]))
     data = prepare_data(recipe, loaded, task=task, tokenizer=tokenizer)
     for line in (*data.loaded.notes, *data.warnings):
         console.print(f"note: {line}")

@@ -16,6 +16,7 @@ from peftkit.models import (
     Storage,
     base_bits,
     load_model,
+    make_room,
     quiet_libraries,
     skeleton,
     storage_of,
@@ -27,7 +28,9 @@ from peftkit.training.prepare import PreparedData
 from peftkit.training.trainer import total_steps
 
 
-def check_method(recipe: Recipe, head: Head, *, dtype: torch.dtype, rows: int) -> None:
+def check_method(
+    recipe: Recipe, head: Head, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype, rows: int
+) -> None:
     """Hold the tuning method against the architecture and its storage, on a model without weights.
 
     Args:
@@ -39,7 +42,7 @@ def check_method(recipe: Recipe, head: Head, *, dtype: torch.dtype, rows: int) -
     """
     bare = skeleton(recipe.model, head)
     context = _context(recipe, bare, head=head, storage=storage_of(recipe, head, dtype=dtype), rows=rows)
-    if problem := recipe.method.problem(bare.model, context):
+    if problem := recipe.method.problem(bare.model, replace(context, tokenizer=tokenizer)):
         raise CapabilityError(problem)
 
 
@@ -57,7 +60,9 @@ def tuned_model(
     context = replace(
         _context(recipe, base, head=head, storage=storage, rows=len(data.features["train"])),
         batches=_batches(recipe, data, tokenizer, device=base.model.device),
+        tokenizer=tokenizer,
     )
+    make_room(base.model, tokenizer)
     with quiet_libraries():
         model = recipe.method.apply(base.model, context)
     return replace(base, model=to_float32_masters(model))
