@@ -45,7 +45,9 @@ def depth_groups(model: nn.Module) -> list[list[str]]:
     above = chain.from_iterable(above_stack(model, stack, heads=True) for stack in stacks)
     levels = [list(dict.fromkeys(above))]
     for distance in range(1, max((len(blocks) for blocks in stacks.values()), default=0) + 1):
-        levels.append([f"{name}.{len(blocks) - distance}" for name, blocks in stacks.items() if distance <= len(blocks)])
+        levels.append(
+            [f"{name}.{len(blocks) - distance}" for name, blocks in stacks.items() if distance <= len(blocks)]
+        )
     place: dict[int, int] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         level = next((at for at, parts in enumerate(levels) if _inside(name, parts)), len(levels))

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @methods.register("last_layers")
 class LastLayers(TuningMethod):
-    """The last blocks of the base and everything above them train; what lies below is never changed."""
+    """The last blocks of the base, all between them and the head (final norm, pooler) and the head train.
+
+    What lies below is never changed, nor is the output layer that a language model brings along.
+    """
 
     paper: ClassVar[str] = "Lee, Tang & Lin 2019, arXiv:1911.03090"
     use_when: ClassVar[str] = "full tuning is too dear and the task is close to what the base was trained on"
@@ -63,24 +66,13 @@ class LastLayers(TuningMethod):
 
     def _modules(self, model: PreTrainedModel, head_modules: Sequence[str]) -> tuple[str, ...]:
         from peftkit.layers.blocks import block_lists
+        from peftkit.layers.depth import above_stack
 
         chosen = []
         for name, blocks in block_lists(model).items():
             chosen += [f"{name}.{index}" for index in range(len(blocks) - self.layers, len(blocks))]
-            chosen += _above(model, name)
+            chosen += above_stack(model, name, heads=False)
         if self.embeddings:
             embeddings = model.get_input_embeddings()
             chosen += [name for name, module in model.named_modules() if module is embeddings]
         return tuple(name for name in dict.fromkeys(chosen) if name not in head_modules)
-
-
-def _above(model: PreTrainedModel, stack: str) -> list[str]:
-    """Modules with weights that are defined after the stack, up to the base model: the final norm, a pooler."""
-    found: list[str] = []
-    parts = stack.split(".")
-    for depth in range(len(parts) - 1, 0, -1):
-        owner, child = ".".join(parts[:depth]), parts[depth]
-        names = [name for name, _ in model.get_submodule(owner).named_children()]
-        later = [f"{owner}.{name}" for name in names[names.index(child) + 1 :]]
-        found += [name for name in later if any(True for _ in model.get_submodule(name).parameters())]
-    return found

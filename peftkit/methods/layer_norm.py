@@ -37,7 +37,7 @@ class LayerNorm(TuningMethod):
 
         config = LNTuningConfig(
             task_type=context.peft_task_type,
-            target_modules=norms(model, context.head_modules),
+            target_modules=norms(model, context.modules_to_save or ()),
             modules_to_save=context.modules_to_save,
         )
         return wrapped(model, config, method=self.name)
