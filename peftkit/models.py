@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import logging as stdlib_logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,37 +18,54 @@ from transformers.utils import logging
 from peftkit.artifacts import Artifact, locate_model, locate_tokenizer
 from peftkit.errors import ArtifactError, CapabilityError, RunError
 from peftkit.layers.virtual_tokens import fit_outputs
-from peftkit.quantization import Quantizer
+from peftkit.quantization.messages import hide_no_news
+from peftkit.storage import (
+    Storage,
+    StoredQuantization,
+    base_bits,
+    check_readable,
+    compute_dtype,
+    find_device,
+    quantizing_options,
+    settle,
+    spare_new_modules,
+    stored_quantization,
+)
 from peftkit.tasks import Head, Task
 
 if TYPE_CHECKING:
     from peftkit.recipe import ModelSpec, Recipe
 
-# bitsandbytes tells every process that an optional kernel is absent, and for every layer that it multiplies in float16.
-for _talkative in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
-    stdlib_logging.getLogger(_talkative).setLevel(stdlib_logging.ERROR)
+__all__ = [
+    "ADAPTER_DIR",
+    "MODEL_DIR",
+    "LoadedModel",
+    "Storage",
+    "autocast",
+    "base_bits",
+    "compute_dtype",
+    "find_device",
+    "load_adapter_onto",
+    "load_model",
+    "load_tokenizer",
+    "load_tuned",
+    "logits_of",
+    "make_room",
+    "merge_adapter",
+    "on_device",
+    "quiet_libraries",
+    "save_weights",
+    "skeleton",
+    "storage_of",
+    "to_float32_masters",
+]
+
+hide_no_news()  # peft imports bitsandbytes wherever it is installed
 
 ADAPTER_DIR = "adapter"
 """Standard PEFT folder inside a run folder."""
 MODEL_DIR = "model"
 """Whole model inside a run folder, where the method trains base weights."""
-
-
-@dataclass(frozen=True)
-class Storage:
-    """How the base weights are held.
-
-    Args:
-        dtype: of weights that are not quantized.
-        quantizer: how the linear weights are stored, or None.
-        compute_dtype: type that quantized weights are multiplied in.
-        keep: modules, besides heads, that the quantizer leaves as they are.
-    """
-
-    dtype: torch.dtype = torch.float32
-    quantizer: Quantizer | None = None
-    compute_dtype: torch.dtype = torch.float32
-    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,20 +90,21 @@ def load_model(spec: ModelSpec, head: Head, *, storage: Storage, trust_remote_co
 
     Raises:
         ArtifactError: the model cannot be found, or its files are damaged.
-        CapabilityError: the architecture has no such head.
+        CapabilityError: the architecture has no such head, or this machine cannot read the weights.
     """
     artifact = locate_model(spec.id, revision=spec.revision, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(artifact, trust_remote_code=trust_remote_code)
+    stored = stored_quantization(spec)
+    if stored is not None:
+        check_readable(spec, stored, device=storage.device or find_device())
+    source = _Source(artifact, head, trust_remote_code)
     with quiet_libraries():
-        model, missing = _load_weights(
-            artifact, head, options=_storage_options(spec, head, storage), trust_remote_code=trust_remote_code
-        )
-    if storage.quantizer is not None:
-        storage.quantizer.settle(model)
-        _norms_to_float32(model)
+        model, missing, mismatched = source.load(**_storage_options(source, storage, stored))
+    if storage.quantizer is not None or stored is not None:
+        settle(model, storage)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    heads = _head_modules(model, head, missing)
+    heads = _head_modules(model, head, missing | mismatched)
     for name in heads:
         model.get_submodule(name).float()  # what trains is float32, whatever the base is stored in
     return LoadedModel(model, tokenizer, artifact, heads)
@@ -104,63 +120,29 @@ def skeleton(spec: ModelSpec, head: Head) -> LoadedModel:
     return LoadedModel(model, tokenizer, artifact, _head_modules(model, head, set()))
 
 
-def storage_of(recipe: Recipe, head: Head, *, dtype: torch.dtype) -> Storage:
+def storage_of(recipe: Recipe, head: Head, *, dtype: torch.dtype, device: str | None = None) -> Storage:
     """How the base weights of a run are held on this machine.
+
+    Args:
+        dtype: of weights that are not quantized.
+        device: where the model will be; None: the best device at hand.
 
     Raises:
         CapabilityError: the checkpoint is quantized in a way that cannot be loaded here, or would be quantized twice.
     """
-    stored = _quantized_checkpoint(recipe.model)
-    if stored is not None and recipe.quantization is not None:
-        raise CapabilityError(
-            f"'{recipe.model.id}' is quantized already ({stored['quant_method']}); "
-            "remove  quantization  from the recipe"
-        )
+    device = device or find_device()
+    stored = stored_quantization(recipe.model)
+    if stored is not None:
+        if recipe.quantization is not None:
+            raise CapabilityError(
+                f"'{recipe.model.id}' is quantized already ({stored.method}); remove  quantization  from the recipe"
+            )
+        check_readable(recipe.model, stored, device=device)
     if recipe.quantization is None:
-        return Storage(dtype)
+        return Storage(dtype, device=device)
     bare = skeleton(recipe.model, head)
     keep = recipe.method.full_precision_modules(bare.model, head_modules=bare.head_modules)
-    return Storage(dtype, recipe.quantization, compute_dtype(find_device()), keep)
-
-
-def base_bits(spec: ModelSpec, storage: Storage) -> int:
-    """Bits in which the base stores a weight of a linear layer."""
-    if storage.quantizer is not None:
-        return storage.quantizer.bits
-    stored = _quantized_checkpoint(spec)
-    if stored is not None:
-        return int(stored.get("bits") or stored.get("nbits") or (4 if stored.get("load_in_4bit") else 8))
-    return 8 * storage.dtype.itemsize
-
-
-_LIBRARIES = {"gptq": "gptqmodel", "awq": "gptqmodel", "hqq": "hqq", "bitsandbytes": "bitsandbytes"}
-
-
-def _quantized_checkpoint(spec: ModelSpec) -> Mapping[str, Any] | None:
-    """The `quantization_config` of a checkpoint whose files hold quantized weights.
-
-    Raises:
-        CapabilityError: the library that reads them is not installed.
-    """
-    folder = locate_tokenizer(spec.id, revision=spec.revision).path
-    stored = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config")
-    if stored is None:
-        return None
-    method = stored.get("quant_method", "bitsandbytes")
-    library = _LIBRARIES.get(method)
-    if library is not None and importlib.util.find_spec(library) is None:
-        raise CapabilityError(
-            f"the weights of '{spec.id}' are stored as {method}, which needs the package {library}; install it with  "
-            f"pip install {library}  or choose an unquantized base and  quantization: nf4"
-        )
-    return {"quant_method": method, **stored}
-
-
-def compute_dtype(device: str) -> torch.dtype:
-    """Type in which dequantized weights are multiplied: what the device computes without emulating it."""
-    if device != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return Storage(dtype, recipe.quantization, compute_dtype(device), keep, device)
 
 
 def to_float32_masters(model: PreTrainedModel) -> PreTrainedModel:
@@ -244,61 +226,77 @@ def quiet_libraries() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def find_device() -> str:
-    """The best device at hand: cuda, mps, else cpu."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 def autocast(model: PreTrainedModel) -> torch.autocast:
     """Arithmetic in the type of 16-bit base weights, so that float32 adapters fit them; idle on float32 models."""
     dtype = model.get_base_model().dtype if hasattr(model, "peft_config") else model.dtype
     return torch.autocast(model.device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))
 
 
-def _storage_options(spec: ModelSpec, head: Head, storage: Storage) -> dict[str, Any]:
-    """What `from_pretrained` has to be told of how the weights are held."""
-    if storage.quantizer is None:
-        return {"dtype": storage.dtype}
-    bare = skeleton(spec, head)
-    keep = [*bare.head_modules, *storage.keep]
-    find_output: Any = getattr(bare.model, "get_output_embeddings", lambda: None)
-    keep += [name for name, module in bare.model.named_modules() if module is find_output()]
-    config = storage.quantizer.config(compute_dtype=storage.compute_dtype, keep=keep)
-    return {"dtype": storage.dtype, "quantization_config": config, "device_map": {"": find_device()}}
+@dataclass(frozen=True)
+class _Source:
+    """Files of a base model, and the head that it is loaded with."""
 
+    artifact: Artifact
+    head: Head
+    trust_remote_code: bool
 
-def _norms_to_float32(model: PreTrainedModel) -> None:
-    for module in model.modules():
-        if type(module).__name__.endswith("Norm"):
-            module.float()
-
-
-def _load_weights(
-    artifact: Artifact, head: Head, *, options: Mapping[str, Any], trust_remote_code: bool
-) -> tuple[PreTrainedModel, set[str]]:
-    auto_class = getattr(transformers, head.auto_class)
-    try:
-        model, report = auto_class.from_pretrained(
-            artifact.path,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # a base that was tuned before may have a head of another size
-            output_loading_info=True,
-            trust_remote_code=trust_remote_code,
-            **head.config,
-            **options,
+    def config(self) -> Any:
+        """The configuration in the files, changed as the head wants it."""
+        return AutoConfig.from_pretrained(
+            self.artifact.path, trust_remote_code=self.trust_remote_code, **self.head.config
         )
-    except ValueError as problem:
-        if "Unrecognized configuration class" in str(problem):
-            raise CapabilityError(
-                f"'{artifact.record.locator}' has no architecture for {head.auto_class}; choose a base model that has"
-            ) from problem
-        raise ArtifactError(f"cannot load '{artifact.record.locator}': {problem}") from problem
-    except OSError as problem:
-        raise ArtifactError(f"cannot load '{artifact.record.locator}': {problem}") from problem
-    mismatched = {key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]}
-    return model, set(report["missing_keys"]) | mismatched
+
+    def load(self, **options: Any) -> tuple[PreTrainedModel, set[str], set[str]]:
+        """The model, and the names of its parameters that are not in the files, and that have another shape there."""
+        locator = self.artifact.record.locator
+        options = options if "config" in options else {**self.head.config, **options}
+        try:
+            model, report = getattr(transformers, self.head.auto_class).from_pretrained(
+                self.artifact.path,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # a base that was tuned before may have a head of another size
+                output_loading_info=True,
+                trust_remote_code=self.trust_remote_code,
+                **options,
+            )
+        except ValueError as problem:
+            if "Unrecognized configuration class" in str(problem):
+                raise CapabilityError(
+                    f"'{locator}' has no architecture for {self.head.auto_class}; choose a base model that has"
+                ) from problem
+            raise ArtifactError(f"cannot load '{locator}': {problem}") from problem
+        except ImportError as problem:
+            raise CapabilityError(f"'{locator}' needs a library that is not here: {problem}") from problem
+        except OSError as problem:
+            raise ArtifactError(f"cannot load '{locator}': {problem}") from problem
+        mismatched = {key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]}
+        return model, set(report["missing_keys"]), mismatched
+
+    def bare(self) -> tuple[PreTrainedModel, tuple[str, ...]]:
+        """The model on the meta device, unquantized, and the modules that the files hold no weights for."""
+        config = self.config()
+        is_quantized = hasattr(config, "quantization_config")
+        if is_quantized:
+            del config.quantization_config
+        model, missing, mismatched = self.load(config=config, device_map={"": "meta"})
+        # Quantized weights have other shapes than the model without quantization.
+        return model, _head_modules(model, self.head, missing if is_quantized else missing | mismatched)
+
+
+def _storage_options(source: _Source, storage: Storage, stored: StoredQuantization | None) -> dict[str, Any]:
+    """What `from_pretrained` has to be told of how the weights are held."""
+    options: dict[str, Any] = {"dtype": storage.dtype}
+    if storage.quantizer is not None:
+        model, new = source.bare()
+        find_output: Any = getattr(model, "get_output_embeddings", lambda: None)
+        output = next((name for name, module in model.named_modules() if module is find_output()), None)
+        return options | quantizing_options(storage, new_modules=new, output=output)
+    if stored is None:
+        return options
+    if stored.method == "bitsandbytes":
+        options["config"] = source.config()
+        spare_new_modules(options["config"], source.bare()[1])
+    return options | {"device_map": {"": storage.device or find_device()}}
 
 
 def _head_modules(model: PreTrainedModel, head: Head, missing: set[str]) -> tuple[str, ...]:
@@ -345,20 +343,32 @@ def _sorted_lists(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def load_adapter_onto(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """A saved adapter on a base model, in evaluation mode, its weights in float32 as they were trained."""
+    from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+
+    with quiet_libraries():
+        model = PeftModel.from_pretrained(base, folder)
+        if base.dtype in (torch.bfloat16, torch.float16):
+            # peft gives retrained modules the base's type, which rounds them; so they are loaded once more.
+            for name, weight in model.named_parameters():
+                if f".{model.active_adapter}" in name:
+                    weight.data = weight.data.float()
+            set_peft_model_state_dict(model, load_peft_weights(str(folder), device=str(model.device)))
+    return fit_outputs(model).eval()
+
+
 def load_tuned(run_dir: Path, spec: ModelSpec, head: Head, *, storage: Storage) -> LoadedModel:
     """What a run has saved, in evaluation mode, adapters unmerged.
 
     Raises:
         RunError: the folder holds neither an adapter nor a model.
     """
-    from peft import PeftModel
-
     if (run_dir / ADAPTER_DIR / "adapter_config.json").is_file():
         loaded = load_model(spec, head, storage=storage)
         tokenizer = AutoTokenizer.from_pretrained(run_dir / ADAPTER_DIR)
         make_room(loaded.model, tokenizer)
-        with quiet_libraries():
-            model = fit_outputs(PeftModel.from_pretrained(loaded.model, run_dir / ADAPTER_DIR))
+        model = load_adapter_onto(loaded.model, run_dir / ADAPTER_DIR)
     elif (run_dir / MODEL_DIR / "config.json").is_file():
         whole = spec.model_copy(update={"id": str(run_dir / MODEL_DIR), "revision": None})
         loaded = load_model(whole, head, storage=storage)

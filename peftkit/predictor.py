@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,22 +59,24 @@ class Predictor:
         """
         import torch
 
-        from peftkit.models import Storage, load_tuned, on_device, storage_of
+        from peftkit.models import load_tuned, on_device, storage_of
 
         run_dir = Path(run_dir)
         result = RunResult.read(run_dir)
         _check_files(result, run_dir)
         recipe = Recipe.from_values(result.recipe, origin=str(run_dir / RUN_FILE))
-        dtype: torch.dtype = getattr(torch, result.model.dtype)
-        head = recipe.task.head()
+        if merge:
+            _check_mergeable(recipe)
         place = _device(device)
-        loaded = load_tuned(run_dir, recipe.model, head, storage=storage_of(recipe, head, dtype=dtype))
+        head = recipe.task.head()
+        storage = storage_of(recipe, head, dtype=getattr(torch, result.model.dtype), device=place)
+        loaded = load_tuned(run_dir, recipe.model, head, storage=storage)
         predictor = cls(recipe, loaded)
         predictor.model = on_device(loaded.model, place)
         if merge:
             if recipe.quantization is not None:
                 # Rounding the merged weights to a few bits again would lose most of the adapter.
-                loaded = load_tuned(run_dir, recipe.model, head, storage=Storage(dtype))
+                loaded = load_tuned(run_dir, recipe.model, head, storage=replace(storage, quantizer=None))
             predictor._merge(on_device(loaded.model, place), texts=_texts(result))
         return predictor
 
@@ -122,15 +125,26 @@ class Predictor:
         """Go on with `model`, its adapter folded in; note how far that moves the logits of `texts`."""
         from peftkit.models import merge_adapter
 
-        if not self.recipe.method.mergeable:
-            raise CapabilityError(
-                f"method {self.recipe.method.name!r} cannot be merged into the base weights; load it with merge=False"
-            )
         inputs = [text if len(parts := text.split(PART_SEPARATOR)) == 1 else tuple(parts) for text in texts]
         before = self.logits(inputs) if inputs else None
         self.model = merge_adapter(model)
         if before is not None:
             self.merge_difference = float(abs(self.logits(inputs) - before).max())
+
+
+def _check_mergeable(recipe: Recipe) -> None:
+    from peftkit.storage import stored_quantization
+
+    if not recipe.method.mergeable:
+        raise CapabilityError(
+            f"method {recipe.method.name!r} cannot be merged into the base weights; load it with merge=False"
+        )
+    stored = stored_quantization(recipe.model)
+    if stored is not None:
+        raise CapabilityError(
+            f"the base '{recipe.model.id}' is stored as {stored.method}: merging would round the adapter away with its "
+            "weights, and there is no full-precision base to merge into; load it with merge=False"
+        )
 
 
 def _texts(result: RunResult) -> list[str]:

@@ -44,7 +44,8 @@ KINDS: Mapping[str, Registry[Any]] = {
 
 Optimizer = (
     Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"]
-    | Literal["adamw_8bit", "lion_8bit", "ademamix_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
+    | Literal["adamw_8bit", "lion_8bit", "lion_32bit", "ademamix_8bit", "ademamix"]
+    | Literal["paged_adamw_32bit", "paged_adamw_8bit"]
     | Literal["paged_lion_32bit", "paged_lion_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"]
 )
 Scheduler = Literal[

@@ -21,13 +21,13 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"registry", "yaml_source", "artifacts", "kernels", "layers"}),
     frozenset({"data", "tasks", "methods", "quantization", "losses", "metrics", "regularizers", "augmentations"}),
     frozenset({"recipe", "recipe_problems", "pipeline"}),
-    frozenset({"models", "report"}),
+    frozenset({"models", "storage", "report"}),
     frozenset({"training", "predictor", "planning"}),
     frozenset({"compare", "export", "serving"}),
     frozenset({"cli", "__main__"}),
 )
 """Top-level files and packages by level: a part imports only from the rows above its own."""
-ONE_UNIT = ({"errors", "results"}, {"recipe", "recipe_problems"}, {"cli", "__main__"})
+ONE_UNIT = ({"errors", "results"}, {"recipe", "recipe_problems"}, {"models", "storage"}, {"cli", "__main__"})
 """Files of one level that may import each other: one part, split over files."""
 FACADE = "__init__"
 """`peftkit/__init__.py`: outside the layers; it may name anything, and nothing may import through it but these."""
@@ -36,7 +36,7 @@ HEAVY = frozenset({"torch", "transformers", "peft", "accelerate", "trl", "bitsan
     {"datasets", "evaluate", "pandas", "pyarrow", "matplotlib", "sklearn", "scipy"}
 )
 """What takes a second or more to import."""
-HEAVY_ALLOWED = frozenset({"kernels", "layers", "training", "models"})
+HEAVY_ALLOWED = frozenset({"kernels", "layers", "training", "models", "storage"})
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,20 @@ def list_components(
     plugin: PluginFiles = None,
 ) -> None:
     """List the names that a recipe can use, by kind."""
+    from peftkit.cli.method_facts import print_methods
     from peftkit.cli.output import print_pairs
     from peftkit.cli.plugin_files import load_plugin_files
+    from peftkit.methods import methods
     from peftkit.recipe import KINDS
 
     load_plugin_files(plugin)
     chosen = KINDS if kind is None else dict([_kind(kind)])
     for word, registry in chosen.items():
         typer.echo(f"{word}:" if registry.noun == word else f"{word}:  ({registry.noun})")
-        print_pairs(_summaries(registry), indent=2)
+        if kind is not None and registry is methods:
+            print_methods(methods)
+        else:
+            print_pairs(_summaries(registry), indent=2)
         typer.echo()
     example = next(
         (f"{word} {names[0]}" for word, registry in chosen.items() if (names := registry.loaded_names())), None
@@ -120,14 +125,19 @@ def _paragraphs(cls: type[BaseModel]) -> list[str]:
 
 
 def _print_options(cls: type[BaseModel], *, title: str) -> None:
-    from peftkit.cli.output import print_wrapped
+    from peftkit.cli.method_facts import method_facts
+    from peftkit.cli.output import print_pairs, print_wrapped
     from peftkit.cli.schema_words import options_of
+    from peftkit.methods import TuningMethod
 
     summary, *details = _paragraphs(cls)
     print_wrapped(summary, first=f"{title}: ")
     for paragraph in details:
         typer.echo()
         print_wrapped(paragraph)
+    if issubclass(cls, TuningMethod):
+        typer.echo()
+        print_pairs(method_facts(cls), indent=2)
     options = options_of(cls)
     if not options:
         typer.echo("\nIt has no options.")

@@ -56,15 +56,18 @@ def predict(  # noqa: PLR0913 - typer makes each option from a parameter
     from peftkit.predictor import load
 
     predictor = load(run_dir, device=device, merge=merge)
-    if predictor.merge_difference is not None:
-        difference = f"{predictor.merge_difference:.2g}"
-        typer.echo(f"merged: logits of the run's worst examples differ by at most {difference}", err=True)
+    _tell_merge_difference(predictor.merge_difference)
     if file is not None:
         _predict_file(predictor, file, out, batch_size=batch_size)
         return
     answers = predictor(texts, batch_size=batch_size)
     for line in (_json_lines if as_json else _readable_lines)(texts or (), answers):
         typer.echo(line)
+
+
+def _tell_merge_difference(difference: float | None) -> None:
+    if difference is not None:
+        typer.echo(f"merged: logits of the run's worst examples differ by at most {difference:.2g}", err=True)
 
 
 def _refuse_contradictions(texts: list[str] | None, file: Path | None, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +13,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
+from textwrap import shorten
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from peftkit.compare.failures import Failure, explain, read_reason
 from peftkit.compare.sole_use import sole_use
 from peftkit.compare.suite import PlannedRun
-from peftkit.errors import InterruptedRunError
+from peftkit.errors import InterruptedRunError, RunError
 from peftkit.report.scores import main_score
 from peftkit.report.wording import duration, number
 from peftkit.results import RUN_FILE, RunResult
@@ -88,7 +90,7 @@ def run_missing(runs: Sequence[PlannedRun], out: Path, console: Console, *, opti
             if before is State.FINISHED:
                 console.print(f"{name}: finished before{_score(run)}")
             elif before is State.FAILED and not options.retry_failed:
-                reason = read_reason(run.failure_file)
+                reason = _shortened(str(read_reason(run.failure_file)))
                 console.print(f"{name}: failed before, --retry-failed runs it again: {reason}")
             else:
                 with console.status(f"{name}, {'resumed' if before is State.STOPPED else 'running'}"):
@@ -121,16 +123,16 @@ class _Interruption:
 
     def __enter__(self) -> _Interruption:
         if threading.current_thread() is threading.main_thread():  # no other may handle signals
-            self.former = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+            self.former = {caught: signal.signal(caught, self._ask) for caught in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self.former.items():
-            signal.signal(number, handler)
+        for signalled, handler in self.former.items():
+            signal.signal(signalled, handler)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _ask(self, signalled: int, frame: FrameType | None) -> None:
         self.asked = True
         self._pass_on()
 
@@ -173,7 +175,7 @@ def _run_one(
     reason, lines = explain(code, run.log_file.read_bytes()[start:].decode("utf-8", errors="replace"))
     ended = datetime.now(UTC).isoformat(timespec="seconds")
     Failure(code, reason, round(seconds, 1), ended, lines).write(run.failure_file)
-    return f"failed after {duration(seconds)}: {reason}"
+    return f"failed after {duration(seconds)}: {_shortened(reason)}"
 
 
 def _arguments(run: PlannedRun) -> list[str]:
@@ -181,11 +183,22 @@ def _arguments(run: PlannedRun) -> list[str]:
     found = state(run)
     if found is State.STOPPED:
         return ["--resume", str(run.folder)]
+    left = sorted(path.name for path in run.folder.iterdir()) if run.folder.is_dir() else []
+    if left and RECIPE_FILE not in left:
+        raise RunError(
+            f"'{run.folder}' holds files that are no run of peftkit ({', '.join(left[:4])}); move them away, or choose "
+            "another folder with --out"
+        )
+    if left:
+        shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
     recipe = run.folder / RECIPE_FILE
     recipe.write_text(run.recipe.to_yaml(), "utf-8")
-    left = any(path.name != RECIPE_FILE for path in run.folder.iterdir())
-    return [str(recipe), "--run-dir", str(run.folder), *(["--overwrite"] if left else [])]
+    return [str(recipe), "--run-dir", str(run.folder)]
+
+
+def _shortened(reason: str) -> str:
+    return shorten(reason, 200, placeholder=" ...")
 
 
 def _score(run: PlannedRun) -> str:

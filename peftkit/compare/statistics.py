@@ -1,4 +1,4 @@
-"""What the runs of one variant come to: means over seeds with intervals, and costs."""
+"""Statistics over seeds: intervals of a mean, and which variants they can tell apart."""
 
 from __future__ import annotations
 
@@ -7,123 +7,65 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from peftkit.errors import RunError
-from peftkit.results import RunResult
+from peftkit.results import Interval
 
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Summary:
-    """One variant over its seeds.
+class Estimate:
+    """The mean of a score over seeds.
 
     Args:
-        scores: by seed, in order.
-        low, high: ends of the interval of the mean, Student's t over seeds; None with fewer than two runs.
-        trainable_parameters, head_parameters, total_parameters: of the model; the head is part of the first.
-        saved_bytes: size of what was saved.
-        peak_memory_bytes: largest over seeds.
-        train_seconds, inference_seconds: per example, mean over seeds; None where not measured.
-        steps: optimizer steps.
-        learning_rate: peak.
+        interval: of the mean, Student's t; None with fewer than two values.
+        deviation: standard deviation of the values, n - 1; None with fewer than two.
     """
 
-    label: str
-    method: str
-    scores: Mapping[int, float]
     mean: float
-    low: float | None
-    high: float | None
-    trainable_parameters: int
-    head_parameters: int
-    total_parameters: int
-    saved_bytes: int
-    peak_memory_bytes: int
-    train_seconds: float | None
-    inference_seconds: float | None
-    steps: int
-    learning_rate: float
+    interval: Interval | None
+    deviation: float | None
 
 
-def summarize(label: str, results: Sequence[RunResult], *, split: str, metric: str) -> Summary:
-    """The runs of one variant in numbers.
+def estimate(values: Sequence[float], *, level: float = LEVEL) -> Estimate:
+    """Mean of at least one value, and mean ± t(level, n - 1) s / √n (Student 1908), s their standard deviation.
 
-    Raises:
-        RunError: a run has no such score.
+    Of values that are not all finite there is no interval.
     """
-    scores = {int(result.recipe["seed"]): _score(result, split=split, metric=metric) for result in results}
-    mean = statistics.fmean(scores.values())
-    low, high = mean_interval(list(scores.values())) or (None, None)
-    first = results[0]
-    inference = [seconds for result in results if (seconds := result.splits[split].seconds_per_example)]
-    rates = [result.cost.examples_per_second for result in results if result.cost.examples_per_second]
-    return Summary(
-        label=label,
-        method=_method(first),
-        scores=scores,
-        mean=mean,
-        low=low,
-        high=high,
-        trainable_parameters=first.model.trainable_parameters,
-        head_parameters=first.model.head_parameters,
-        total_parameters=first.model.total_parameters,
-        saved_bytes=max(result.cost.saved_bytes for result in results),
-        peak_memory_bytes=max(result.cost.peak_memory_bytes for result in results),
-        train_seconds=statistics.fmean(1 / rate for rate in rates) if rates else None,
-        inference_seconds=statistics.fmean(inference) if inference else None,
-        steps=first.cost.steps,
-        learning_rate=float(first.recipe["training"]["learning_rate"]),
-    )
-
-
-def mean_interval(values: Sequence[float], *, level: float = LEVEL) -> tuple[float, float] | None:
-    """Interval of the mean of a few values by Student's t; None for fewer than two."""
-    if len(values) < 2:
-        return None
+    mean = statistics.fmean(values)
+    if len(values) < 2 or not math.isfinite(mean):
+        return Estimate(mean, None, None)
     from scipy import stats
 
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    mean = statistics.fmean(values)
-    return mean - half, mean + half
+    deviation = statistics.stdev(values)
+    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
+    return Estimate(mean, Interval(low=mean - half, high=mean + half, level=level), deviation)
 
 
-def indistinguishable(summaries: Sequence[Summary], *, greater_is_better: bool) -> set[str]:
-    """Labels whose interval overlaps that of the best mean; without intervals nobody can be told apart."""
-    if not summaries:
-        return set()
-    sign = 1 if greater_is_better else -1
-    best = max(summaries, key=lambda summary: sign * summary.mean)
-    if best.low is None or best.high is None:
-        return {summary.label for summary in summaries}
-    return {
-        summary.label
-        for summary in summaries
-        if summary.low is None or summary.high is None or (summary.low <= best.high and best.low <= summary.high)
-    }
+def best_first(estimates: Mapping[str, Estimate], *, greater_is_better: bool) -> list[str]:
+    """Names by their mean, the best first; a mean that is no number comes last."""
+    sign = -1 if greater_is_better else 1
+
+    def order(name: str) -> tuple[bool, float]:
+        mean = estimates[name].mean
+        return (math.isnan(mean), 0.0 if math.isnan(mean) else sign * mean)
+
+    return sorted(estimates, key=order)
 
 
-def differing_data(results: Mapping[str, Sequence[RunResult]]) -> list[str]:
-    """Labels whose runs saw other rows than most did; empty if all saw the same."""
-    seen: dict[str, set[str]] = {}
-    for label, runs in results.items():
-        for run in runs:
-            seen.setdefault(str(sorted(run.data.fingerprint.items())), set()).add(label)
-    if len(seen) < 2:
-        return []
-    usual = max(seen, key=lambda key: len(seen[key]))
-    return sorted({label for key, labels in seen.items() if key != usual for label in labels})
+def not_distinguishable(estimates: Mapping[str, Estimate], *, greater_is_better: bool) -> tuple[str, ...]:
+    """The name with the best mean and all that its interval cannot tell it from, best first.
+
+    Two are told apart only if both have an interval and the intervals do not overlap. That asks for more than a test of
+    the difference at the same level would.
+    """
+    ordered = best_first(estimates, greater_is_better=greater_is_better)
+    if not ordered:
+        return ()
+    best, *others = ordered
+    top = estimates[best].interval
+    scored = [name for name in others if not math.isnan(estimates[name].mean)]
+    return (best, *(name for name in scored if top is None or _overlap(top, estimates[name].interval)))
 
 
-def _score(result: RunResult, *, split: str, metric: str) -> float:
-    try:
-        return result.splits[split].metrics[metric]
-    except KeyError as problem:
-        have = ", ".join(f"{name} of {part}" for part, record in result.splits.items() for name in record.metrics)
-        raise RunError(f"run {result.name!r} has no score {metric!r} of {split!r} (it has: {have})") from problem
-
-
-def _method(result: RunResult) -> str:
-    method, quantization = result.recipe["method"], result.recipe.get("quantization")
-    name = method["name"] if isinstance(method, Mapping) else str(method)
-    stored = quantization["name"] if isinstance(quantization, Mapping) else quantization
-    return f"{name} on {stored}" if stored else str(name)
+def _overlap(one: Interval, other: Interval | None) -> bool:
+    return other is None or not (one.high < other.low or other.high < one.low)

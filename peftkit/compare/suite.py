@@ -188,7 +188,7 @@ def _variant(
     try:
         return Recipe.model_validate(merged.value), []
     except ValidationError as problem:
-        return None, [text for _, text in sorted(problem_lines(problem, merged, root=Recipe))]
+        return None, [text for _, text in problem_lines(problem, merged, root=Recipe)]
 
 
 def _places(source: YamlSource, at: tuple[str, ...]) -> dict[tuple[str, ...], str]:

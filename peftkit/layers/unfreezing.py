@@ -1,67 +1,67 @@
-"""Freezing a model from below and thawing it from the top while it trains."""
+"""Unfreezing a model from the top while it trains (ULMFiT, arXiv:1801.06146, section 3.3)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+import math
+from collections.abc import Sized
+from typing import Any
 
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from peftkit.layers.blocks import block_lists
-
-
-def depth_groups(model: nn.Module, *, blocks_per_stage: int = 1) -> list[list[str]]:
-    """Names of all parameters in groups, from the top: head and final layers, block after block, embeddings.
-
-    Blocks of several stacks (encoder and decoder) that are equally far from their tops share a group.
-    """
-    stacks = block_lists(model)
-    depth = max(len(blocks) for blocks in stacks.values())
-    stages = -(-depth // blocks_per_stage)
-    groups: list[list[str]] = [[] for _ in range(stages + 2)]
-    for name, _ in model.named_parameters():
-        stack = next((stack for stack in stacks if name.startswith(f"{stack}.")), None)
-        if stack is not None:
-            from_top = len(stacks[stack]) - 1 - int(name.removeprefix(f"{stack}.").split(".")[0])
-            groups[1 + from_top // blocks_per_stage].append(name)
-        elif _is_embedding(name):
-            groups[-1].append(name)
-        else:
-            groups[0].append(name)
-    return groups
-
-
-def _is_embedding(name: str) -> bool:
-    return any("embed" in part or part in ("wte", "wpe", "shared") for part in name.split("."))
+from peftkit.errors import CapabilityError
+from peftkit.layers.depth import unfreezing_stages
 
 
 class Unfreeze(TrainerCallback):
-    """Trains the first group alone, then one group more with every stage.
+    """Before each step, lets just those weights train whose stage has come; decided by the step's number alone.
 
-    Which groups train follows from the step alone, so that a resumed run does what it would have done.
+    The optimizer holds all weights from the start; it passes over those without a gradient. A resumed run continues in
+    the stage in which it was stopped.
 
     Args:
-        every: steps of a stage, or "epoch".
+        blocks_per_stage: blocks that begin to train together.
+        every: steps of one stage, `epoch`, or `even`: stages of equal length over the whole run.
     """
 
-    def __init__(self, every: Literal["epoch"] | int, *, blocks_per_stage: int) -> None:
-        self.every = every
+    def __init__(self, *, blocks_per_stage: int, every: int | str) -> None:
         self.blocks_per_stage = blocks_per_stage
-        self.groups: Sequence[Sequence[str]] = ()
+        self.every = every
+        self.stages: list[list[str]] = []
+        self.steps_per_stage = 0
+        self.open = 0
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        train_dataloader: Any = None,
+        **kwargs: Any,
     ) -> None:
-        """Freeze all but the first group; the optimizer, which has been built by now, holds every parameter."""
-        self.groups = depth_groups(model, blocks_per_stage=self.blocks_per_stage)
-        self._thaw(model, state)
+        """Freeze all but the stages that have begun.
+
+        Raises:
+            CapabilityError: the run ends before the last stage begins.
+        """
+        self.stages = unfreezing_stages(model, blocks_per_stage=self.blocks_per_stage)
+        if isinstance(self.every, int):
+            self.steps_per_stage = self.every
+        elif self.every == "even":
+            self.steps_per_stage = state.max_steps // len(self.stages)
+        else:
+            self.steps_per_stage = _steps_per_epoch(train_dataloader, args.gradient_accumulation_steps)
+        if problem := too_short(len(self.stages), self.steps_per_stage, total_steps=state.max_steps):
+            raise CapabilityError(problem)
+        self.open = 0
+        model.requires_grad_(False)
+        self._open(model, state.global_step)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """Thaw what this step trains."""
-        self._thaw(model, state)
+        """Let the next stage train, where its time has come."""
+        self._open(model, state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -69,8 +69,25 @@ class Unfreeze(TrainerCallback):
         """Leave the whole model trainable, as it was found."""
         model.requires_grad_(True)
 
-    def _thaw(self, model: Any, state: TrainerState) -> None:
-        stage = int(state.epoch or 0.0) if self.every == "epoch" else state.global_step // self.every
-        training = {name for group in self.groups[: stage + 1] for name in group}
-        for name, weight in model.named_parameters():
-            weight.requires_grad_(name in training)
+    def _open(self, model: Any, step: int) -> None:
+        begun = min(len(self.stages), 1 + step // self.steps_per_stage)
+        for stage in self.stages[self.open : begun]:
+            for name in stage:
+                model.get_parameter(name).requires_grad_(True)
+        self.open = begun
+
+
+def too_short(stages: int, steps_per_stage: int, *, total_steps: int) -> str | None:
+    """Why a run of so many optimizer steps never trains the whole model, with what to do; None if it does."""
+    if steps_per_stage > 0 and (stages - 1) * steps_per_stage < total_steps:
+        return None
+    needed = max(1, steps_per_stage) * (stages - 1) + 1
+    return (
+        f"gradual unfreezing has {stages} stages here; at {max(1, steps_per_stage)} steps each the last begins with "
+        f"step {needed}, but the run has {total_steps}: train longer, lower method.every, or raise "
+        "method.blocks_per_stage"
+    )
+
+
+def _steps_per_epoch(batches: Sized, accumulation_steps: int) -> int:
+    return math.ceil(len(batches) / accumulation_steps)

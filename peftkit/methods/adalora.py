@@ -29,6 +29,7 @@ class AdaLora(TuningMethod):
         "the same budget as lora, spent where it matters; training is long enough to find out where"
     )
     mergeable: ClassVar[bool] = True
+    base_bits: ClassVar[frozenset[int]] = frozenset({4, 8, 32})  # on 16-bit bases peft 0.21 rounds what it loads
     runs_to_the_end: ClassVar[bool] = True
     default_learning_rate: ClassVar[float] = 3e-3
 

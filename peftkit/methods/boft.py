@@ -8,7 +8,7 @@ from pydantic import Field
 
 from peftkit.methods import TuningContext, methods
 from peftkit.methods.peft_adapter import LinearAdapter
-from peftkit.methods.widths import common_block
+from peftkit.methods.widths import dividing_block
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,6 +34,6 @@ class BOFT(LinearAdapter):
     def options(self, model: PreTrainedModel, context: TuningContext) -> dict[str, Any]:
         """See `LinearAdapter.options`."""
         return {
-            "boft_block_size": self.block_size or common_block(model, context, at_most=8),
+            "boft_block_size": self.block_size or dividing_block(model, context, at_most=8),
             "boft_n_butterfly_factor": self.factors,
         }

@@ -25,10 +25,7 @@ class Bottleneck(TuningMethod):
         "Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2021, arXiv:2005.00247; "
         "He et al. 2022, arXiv:2110.04366"
     )
-    use_when: ClassVar[str] = (
-        "many tasks share one base and LoRA falls short: it can learn what no change of the weights can, "
-        "but it cannot be merged and costs some time in every pass"
-    )
+    use_when: ClassVar[str] = "many tasks share one base and lora falls short; costs time in every pass"
     default_learning_rate: ClassVar[float] = 3e-3
 
     style: Literal["houlsby", "pfeiffer", "parallel", "scaled_parallel"] = "pfeiffer"

@@ -15,11 +15,8 @@ class Full(TuningMethod):
     """All weights train; the run saves the whole model instead of an adapter."""
 
     paper: ClassVar[str] = "Devlin et al. 2018, arXiv:1810.04805"
-    use_when: ClassVar[str] = "the yardstick: memory and storage for a whole model per task are there"
-    paper: ClassVar[str] = "the yardstick of all others"
     use_when: ClassVar[str] = "memory and storage do not matter, or the adapters fall short"
     trains_base_weights: ClassVar[bool] = True
-    base_bits: ClassVar[frozenset[int]] = frozenset({16, 32})
     base_bits: ClassVar[frozenset[int]] = frozenset({32})
     default_learning_rate: ClassVar[float] = 5e-5
 

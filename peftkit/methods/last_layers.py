@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -44,11 +44,12 @@ class LastLayers(TuningMethod):
                 f"method.layers is {self.layers}, but {short!r} of {type(model).__name__} has only "
                 f"{len(stacks[short])} blocks; use at most {len(stacks[short])}"
             )
-        find_output: Any = getattr(model, "get_output_embeddings", lambda: None)
-        if self.embeddings and model.config.tie_word_embeddings and find_output() is not None:
+        shared = _sharing_embeddings(model) if self.embeddings else []
+        if len(shared) > 1:
             return (
-                f"method.embeddings: the input embeddings of {type(model).__name__} are also its output layer, "
-                "so that a retrained copy would come apart from it; leave them out or use method full"
+                f"method.embeddings: the input embeddings of {type(model).__name__} are shared by "
+                f"{' and '.join(shared)}, and a retrained copy of one would come apart from the others; "
+                "leave them out or use method full"
             )
         return super().problem(model, context)
 
@@ -76,3 +77,10 @@ class LastLayers(TuningMethod):
             embeddings = model.get_input_embeddings()
             chosen += [name for name, module in model.named_modules() if module is embeddings]
         return tuple(name for name in dict.fromkeys(chosen) if name not in head_modules)
+
+
+def _sharing_embeddings(model: PreTrainedModel) -> list[str]:
+    """Names of all modules that hold the weight of the input embeddings."""
+    weight = model.get_input_embeddings().weight
+    found = model.named_parameters(remove_duplicate=False)
+    return [name.rpartition(".")[0] for name, parameter in found if parameter is weight]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from peftkit.methods import Addition, TuningContext, TuningMethod, methods, wrapped
+from peftkit.methods import Addition, TuningContext, TuningMethod, methods
+from peftkit.methods.retrained import retrained
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 @methods.register("layer_norm")
 class LayerNorm(TuningMethod):
-    """The weights and biases of all normalisation layers train, about one parameter in a thousand."""
+    """The weights and biases of all normalisation layers train, fewer than one parameter in a thousand."""
 
     paper: ClassVar[str] = "Zhao et al. 2023, arXiv:2312.11420"
     use_when: ClassVar[str] = "the smallest adapters that still reach every layer, on any architecture"
@@ -33,14 +34,8 @@ class LayerNorm(TuningMethod):
 
     def apply(self, model: PreTrainedModel, context: TuningContext) -> PreTrainedModel:
         """The model as a `PeftModel` that holds copies of the norms; see `TuningMethod.apply`."""
-        from peft import LNTuningConfig
-
-        config = LNTuningConfig(
-            task_type=context.peft_task_type,
-            target_modules=norms(model, context.modules_to_save or ()),
-            modules_to_save=context.modules_to_save,
-        )
-        return wrapped(model, config, method=self.name)
+        # peft's own LN_TUNING does the same, but warns of every norm that it does not know the widths of.
+        return retrained(model, norms(model, context.head_modules), context, method=self.name)
 
 
 def norms(model: nn.Module, head_modules: Sequence[str]) -> list[str]:

@@ -27,7 +27,7 @@ class LoHa(LinearAdapter):
 
     rank: int = Field(8, ge=1)
     """Rank of each of the two matrices."""
-    alpha: float = Field(16, gt=0)
+    alpha: float = Field(16.0, gt=0)
     """The update is scaled by alpha / rank."""
 
     def options(self, model: PreTrainedModel, context: TuningContext) -> dict[str, Any]:

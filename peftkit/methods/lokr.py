@@ -27,7 +27,7 @@ class LoKr(LinearAdapter):
 
     rank: int = Field(8, ge=1)
     """Rank of the second factor."""
-    alpha: float = Field(16, gt=0)
+    alpha: float = Field(16.0, gt=0)
     """The update is scaled by alpha / rank."""
     factor: int = Field(-1, ge=-1)
     """Size of the first factor; -1: the divisor nearest to the square root of the width."""

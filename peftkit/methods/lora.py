@@ -25,7 +25,7 @@ class LowRank(TuningMethod):
 
     rank: int = Field(8, ge=1)
     """Rows of A and columns of B."""
-    alpha: float = Field(16, gt=0)
+    alpha: float = Field(16.0, gt=0)
     """The update is scaled by alpha / rank, or alpha / sqrt(rank) with `rank_stabilized`."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Share of the update's inputs that is dropped while training."""

@@ -62,7 +62,15 @@ def _start_eva(tuned: Any, batches: Callable[[], Iterator[Mapping[str, Tensor]]]
     from peft.tuners.lora.eva import initialize_lora_eva_weights
 
     tuned.eval()
-    initialize_lora_eva_weights(tuned, list(islice(batches(), EVA_BATCHES)), show_progress_bar=False)
+    initialize_lora_eva_weights(
+        tuned, list(islice(batches(), EVA_BATCHES)), prepare_layer_inputs_fn=_real_rows, show_progress_bar=False
+    )
+
+
+def _real_rows(layer_input: Any, mask: Tensor, layer: str) -> Tensor:
+    """Inputs of one layer, (rows, width), those of padding left out where there is one per token of the input."""
+    inputs: Tensor = layer_input[0] if isinstance(layer_input, tuple) else layer_input
+    return inputs[mask] if inputs.shape[:-1] == mask.shape else inputs.flatten(0, -2)
 
 
 def _dequantized(model: Any) -> dict[str, Tensor]:

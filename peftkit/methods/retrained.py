@@ -19,7 +19,7 @@ def retrained(
     The saved adapter is a LoRA adapter without any low-rank update, so that plain peft loads, merges and disables it.
 
     Args:
-        modules: names of modules of the base; none may lie inside another.
+        modules: names of modules of the base; one that lies inside another is trained with it.
 
     Raises:
         CapabilityError: peft refuses.
@@ -29,7 +29,11 @@ def retrained(
     config = LoraConfig(
         task_type=context.peft_task_type,
         target_modules="dummy-target-modules",  # peft's word for none
-        modules_to_save=[*modules, *(context.modules_to_save or ())],
+        modules_to_save=_outermost([*modules, *(context.modules_to_save or ())]),
         trainable_token_indices=list(context.new_token_ids) or None,
     )
     return wrapped(model, config, method=method)
+
+
+def _outermost(names: Sequence[str]) -> list[str]:
+    return [name for name in dict.fromkeys(names) if not any(name.startswith(f"{other}.") for other in names)]

@@ -43,17 +43,17 @@ class Stack(TuningMethod):
         return self.main.default_learning_rate
 
     @property
-    def trains_base_weights(self) -> bool:  # type: ignore[override]
+    def trains_base_weights(self) -> bool:  # type: ignore[override] # a fact of the class elsewhere
         """Whether a part does."""
         return any(part.trains_base_weights for part in self.methods)
 
     @property
-    def mergeable(self) -> bool:  # type: ignore[override]
+    def mergeable(self) -> bool:  # type: ignore[override] # a fact of the class elsewhere
         """Whether all parts are."""
         return all(part.mergeable for part in self.methods)
 
     @property
-    def runs_to_the_end(self) -> bool:  # type: ignore[override]
+    def runs_to_the_end(self) -> bool:  # type: ignore[override] # a fact of the class elsewhere
         """Whether a part does."""
         return any(part.runs_to_the_end for part in self.methods)
 

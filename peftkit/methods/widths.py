@@ -22,7 +22,7 @@ def _in_head(name: str, context: TuningContext) -> bool:
     return any(name == head or name.startswith(f"{head}.") for head in context.head_modules)
 
 
-def common_block(model: PreTrainedModel, context: TuningContext, *, at_most: int) -> int:
+def dividing_block(model: PreTrainedModel, context: TuningContext, *, at_most: int) -> int:
     """The largest block size up to `at_most` that divides all inputs and outputs."""
     common = gcd(*(width for pair in widths(model, context) for width in pair))
     return max(size for size in range(1, at_most + 1) if common % size == 0)

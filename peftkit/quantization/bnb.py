@@ -6,6 +6,7 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from peftkit.quantization import Quantizer
+from peftkit.quantization.dequantization import repair_cpu_dequantization
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,11 +27,17 @@ class BitsAndBytes(Quantizer):
         return None
 
     def settle(self, model: nn.Module) -> None:
-        """Keep the stored weights as they are.
+        """See `Quantizer.settle`."""
+        keep_as_stored(model)
 
-        On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks 4-bit weights at the first evaluation: their scales are
-        rounded to bfloat16 for good, so that the base would change while an adapter is trained on it.
-        """
-        for module in model.modules():
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False  # type: ignore[assignment] # a plain attribute
+
+def keep_as_stored(model: nn.Module) -> None:
+    """Make 4-bit weights of bitsandbytes keep their values for as long as `model` lives; others are left alone.
+
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks 4-bit weights at the first evaluation: their scales are
+    rounded to bfloat16 for good, so that the base would change while an adapter is trained on it.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment] # a plain attribute
+            repair_cpu_dequantization()

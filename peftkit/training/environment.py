@@ -14,13 +14,22 @@ from typing import Literal
 import torch
 
 from peftkit.errors import CapabilityError, RecipeError, RunError
-from peftkit.models import find_device
+from peftkit.models import compute_dtype, find_device
 from peftkit.recipe import Recipe
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _MINIMUM_FREE_BYTES = 500 * 2**20
 _RECORDED = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+_UNPAGED = {
+    "paged_adamw_32bit": "adamw_torch",
+    "paged_adamw_8bit": "adamw_8bit",
+    "paged_lion_32bit": "lion_32bit",
+    "paged_lion_8bit": "lion_8bit",
+    "paged_ademamix_32bit": "ademamix",
+    "paged_ademamix_8bit": "ademamix_8bit",
+}
+_OF_BITSANDBYTES = frozenset(_UNPAGED) | frozenset(_UNPAGED.values()) - {"adamw_torch"}
 
 
 @dataclass(frozen=True)
@@ -31,11 +40,13 @@ class Environment:
         device: cuda, mps or cpu.
         precision: arithmetic of the forward and backward pass.
         weight_dtype: type in which the base weights are held.
+        compute_dtype: type in which quantized weights are multiplied; None: the base is not quantized.
     """
 
     device: str
     precision: Precision
     weight_dtype: torch.dtype
+    compute_dtype: torch.dtype | None = None
 
 
 def check_environment(recipe: Recipe, run_dir: Path) -> Environment:
@@ -51,7 +62,8 @@ def check_environment(recipe: Recipe, run_dir: Path) -> Environment:
     device = find_device()
     _check_quantization(recipe, device)
     _check_optimizer(recipe, device)
-    return Environment(device, _precision(recipe, device), _weight_dtype(recipe))
+    multiplied_in = None if recipe.quantization is None else compute_dtype(device)
+    return Environment(device, _precision(recipe, device), _weight_dtype(recipe), multiplied_in)
 
 
 def _check_quantization(recipe: Recipe, device: str) -> None:
@@ -61,17 +73,21 @@ def _check_quantization(recipe: Recipe, device: str) -> None:
 
 def _check_optimizer(recipe: Recipe, device: str) -> None:
     name = recipe.training.optimizer
-    if "8bit" not in name and not name.startswith("paged"):
+    if name not in _OF_BITSANDBYTES:
         return
     if importlib.util.find_spec("bitsandbytes") is None:
         raise CapabilityError(
             f"training.optimizer {name!r} needs bitsandbytes, which is not installed; "
             "install it with  pip install 'peftkit[quantization]'  or use adamw_torch"
         )
-    if name.startswith("paged") and device != "cuda":
+    if name in _UNPAGED and device != "cuda":
         raise CapabilityError(
             f"training.optimizer {name!r} moves its state between GPU and main memory, but this machine has no CUDA "
-            f"GPU; use {name.removeprefix('paged_').replace('32bit', 'torch')}"
+            f"GPU; use {_UNPAGED[name]}"
+        )
+    if device not in ("cuda", "cpu"):
+        raise CapabilityError(
+            f"training.optimizer {name!r} runs on CUDA GPUs and CPUs, not on {device}; use adamw_torch"
         )
 
 
@@ -88,7 +104,11 @@ def describe_environment(environment: Environment) -> dict[str, str]:
     }
     if environment.device == "cuda":
         described["gpu"] = torch.cuda.get_device_name()
-    return described | {name: version(name) for name in _RECORDED}
+    libraries = list(_RECORDED)
+    if environment.compute_dtype is not None:
+        described["compute_dtype"] = str(environment.compute_dtype).removeprefix("torch.")
+        libraries += ["bitsandbytes"] if importlib.util.find_spec("bitsandbytes") else []
+    return described | {name: version(name) for name in libraries}
 
 
 def _check_trackers(recipe: Recipe) -> None:

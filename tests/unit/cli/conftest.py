@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from peftkit.methods import TuningContext
-from peftkit.models import load_model, save_weights
+from peftkit.models import Storage, load_model, save_weights
 from peftkit.recipe import Recipe
 from peftkit.results import (
     ArtifactRecord,
@@ -43,7 +43,7 @@ def finished_run(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) 
     folder.mkdir()
     torch.manual_seed(0)
     head = tiny_recipe.task.head()
-    base = load_model(tiny_recipe.model, head, dtype=torch.float32)
+    base = load_model(tiny_recipe.model, head, storage=Storage(torch.float32))
     context = TuningContext(peft_task_type=head.peft_task_type, head_modules=base.head_modules, total_steps=1)
     model = tiny_recipe.method.apply(base.model, context)
     with torch.no_grad():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,12 +47,121 @@ def test_list_of_one_kind_takes_singular_and_plural(capsys: pytest.CaptureFixtur
     assert "Options of one:  peftkit show method " in text
 
 
+def test_list_of_methods_tells_share_use_and_paper_in_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = block(shown(capsys, "list", "methods").splitlines(), "method")
+    assert lines[0].split() == ["trains", "use", "it", "when"]
+    rows = {line.split()[0]: line for line in lines[1:]}
+    assert sorted(rows) == KINDS["method"].names()
+    assert re.fullmatch(r"  full +100 %  memory and storage .*; Devlin et al\. 2018, arXiv:1810\.04805", rows["full"])
+    assert re.fullmatch(r"  trainable_tokens +new words .*", rows["trainable_tokens"])  # nothing is trained by default
+    uses = {line.index(KINDS["method"].get(name).use_when) for name, line in rows.items()}
+    assert len(uses) == 1, "the columns are not aligned"
+    assert max(len(line.split("%")[0]) for line in rows.values() if "%" in line) < min(uses)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_list_of_methods_fits_the_terminal(columns: int) -> None:
+    lines = on_terminal("list", "methods", columns=columns).splitlines()
+    assert max(map(len, lines)) <= columns
+    (lora,) = [number for number, line in enumerate(lines) if line.startswith("  lora ")]
+    paper = next(line for line in lines[lora:] if "arXiv" in line)
+    assert paper.strip() == "Hu et al. 2021, arXiv:2106.09685"
+    assert paper.index("Hu") == lines[lora].index("the first thing")
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        (
+            "lora",
+            (
+                "use when                the first thing to try, on any model and any precision",
+                "paper                   Hu et al. 2021, arXiv:2106.09685",
+                "trains                  1.5 % of all-MiniLM-L6-v2 with a head for two classes: 338,",
+                "learning rate           0.001 unless the recipe sets one",
+                "base weights            4, 8, 16 or 32 bits",
+                "saves                   an adapter",
+                "merging                 into the base, outputs unchanged",
+                "GPT-2                   works",
+                "gradient checkpointing  works",
+            ),
+        ),
+        (
+            "full",
+            (
+                "base weights            32 bits",
+                "saves                   a whole model",
+                "merging                 not needed",
+            ),
+        ),
+        ("loha", ("GPT-2                   refused: its layers store weights transposed",)),
+        (
+            "prefix",
+            (
+                "merging                 not possible",
+                "gradient checkpointing  refused: it would change the gradients",
+            ),
+        ),
+        ("adalora", ("result                  the weights of the last step",)),
+        ("stack", ("merging                 depends on its options", "saves                   depends on its options")),
+    ],
+)
+def test_show_method_tells_facts_in_words(
+    capsys: pytest.CaptureFixture[str], name: str, facts: tuple[str, ...]
+) -> None:
+    text = shown(capsys, "show", "method", name)
+    for fact in facts:
+        assert f"\n  {fact}" in text
+    assert ("\n  trains  " in text) == (name != "stack")
+    assert ("\n  result  " in text) == (name == "adalora")
+
+
+def test_facts_stay_with_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "base weights  " not in shown(capsys, "show", "metric", "accuracy")
+
+
+def test_methods_are_listed_without_torch() -> None:
+    code = "import sys; from peftkit.cli.entry import main; main(['list', 'methods']); main(['show', 'method', 'lora'])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; sys.exit('torch' in sys.modules)"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert "arXiv:2106.09685" in done.stdout
+
+
+METHOD = """\
+from peftkit.methods import TuningMethod, methods
+
+
+@methods.register("moonshot")
+class Moonshot(TuningMethod):
+    '''Tunes what nobody dared to.'''
+
+    use_when = "nothing else flies"
+    default_learning_rate = 0.5
+    base_bits = frozenset({16, 32})
+    task_types = frozenset({"SEQ_CLS"})
+"""
+
+
+def test_method_of_a_plugin_has_no_share(tmp_path: Path) -> None:
+    (tmp_path / "moon.py").write_text(METHOD)
+    listed = in_a_process("list", "methods", "--plugin", "moon.py", cwd=tmp_path)
+    (line,) = [line for line in listed.stdout.splitlines() if "moonshot" in line]
+    assert line.split(None, 1) == ["moonshot", "nothing else flies"]
+    explained = in_a_process("show", "method", "moonshot", "--plugin", "moon.py", cwd=tmp_path).stdout
+    assert "\n  base weights            16 or 32 bits\n" in explained
+    assert "\n  tasks                   SEQ_CLS\n" in explained
+    assert "  trains  " not in explained
+    assert "  paper  " not in explained
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (
             ["list", "methd"],
-            "error: unknown kind 'methd'; did you mean 'method'? (known: task, data, method, loss, metric",
+            "error: unknown kind 'methd'; did you mean 'method'? (known: task, data, method, quantization, loss,",
         ),
         (["show", "method", "loraa"], "error: unknown tuning method 'loraa'; did you mean 'lora'? (known: "),
         (["show", "method"], "error: which tuning method? one of: "),
@@ -165,15 +275,30 @@ def test_an_installed_plugin_is_listed_with_its_package_but_not_imported(tmp_pat
     ]["anyOf"]
 
 
-def test_lines_wrap_on_a_terminal_and_only_there() -> None:
+def on_terminal(*arguments: str, columns: int) -> str:
+    """What a command prints on a terminal of that width."""
     leader, follower = pty.openpty()
-    environment = {**os.environ, "COLUMNS": "60"}
-    command = [sys.executable, "-m", "peftkit", "show", "method", "lora"]
-    subprocess.run(command, stdout=follower, env=environment, check=True)
+    environment = {**os.environ, "COLUMNS": str(columns)}
+    running = subprocess.Popen([sys.executable, "-m", "peftkit", *arguments], stdout=follower, env=environment)
     os.close(follower)
-    on_terminal = os.read(leader, 20_000).decode().replace("\r\n", "\n")
+    parts = []
+    while part := _read(leader):
+        parts.append(part)
     os.close(leader)
-    in_pipe = in_a_process("show", "method", "lora", env=environment).stdout
-    assert max(map(len, on_terminal.splitlines())) <= 60
+    assert running.wait() == 0
+    return b"".join(parts).decode().replace("\r\n", "\n")
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # Linux says that the other end is closed with EIO, macOS with an empty read
+        return b""
+
+
+def test_lines_wrap_on_a_terminal_and_only_there() -> None:
+    wrapped = on_terminal("show", "method", "lora", columns=60)
+    in_pipe = in_a_process("show", "method", "lora").stdout
+    assert max(map(len, wrapped.splitlines())) <= 60
     assert max(map(len, in_pipe.splitlines())) > 60
-    assert on_terminal.split() == in_pipe.split()
+    assert wrapped.split() == in_pipe.split()

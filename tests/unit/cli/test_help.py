@@ -33,7 +33,7 @@ def page(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_the_commands_are_those_that_the_documentation_promises() -> None:
-    expected = "run check predict report list show schema doctor cache"
+    expected = "run check predict compare report list show schema doctor cache"
     assert [" ".join(words) for words in COMMANDS if len(words) == 1] == expected.split()
     assert [words[1] for words in COMMANDS if len(words) == 2] == ["list", "verify", "clear"]
 
