@@ -83,7 +83,7 @@ class YamlSource:
         return replace(self, value=value, lines=lines, settings=former | dict(places))
 
     def place(self, path: KeyPath) -> int | str | None:
-        """Where the value at `path` was written: a line, a setting's place, or None; an absent key is where its mapping is."""
+        """Where the value at `path` was written: a line, a setting's place, or None; an absent key: its mapping."""
         texts = tuple(str(part) for part in path)
         for end in range(len(path), 0, -1):
             if texts[:end] in self.settings:
