@@ -22,7 +22,7 @@ class BitFit(TuningMethod):
     use_when: ClassVar[str] = (
         "the adapter has to be tiny (0.1 % of the base) and the model has biases: BERT, RoBERTa, GPT-2, not LLaMA or T5"
     )
-    default_learning_rate: ClassVar[float] = 1e-2
+    default_learning_rate: ClassVar[float] = 3e-3
     mergeable: ClassVar[bool] = True
 
     targets: Literal["all", "query_and_intermediate"] = "all"

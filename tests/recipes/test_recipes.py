@@ -18,8 +18,15 @@ EXPECTED = {
     "imdb_lora",
     "local_csv",
     "rte_lora",
+    "sst2_adalora",
+    "sst2_bitfit",
+    "sst2_bottleneck",
     "sst2_full",
+    "sst2_ia3",
+    "sst2_int8",
     "sst2_lora",
+    "sst2_prefix",
+    "sst2_qlora_nf4",
     "stsb_lora",
 }
 
