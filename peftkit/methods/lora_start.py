@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
+from peftkit.errors import CapabilityError
 from peftkit.methods import TuningContext, wrapped
 from peftkit.methods.targets import stores_weights_transposed
 
@@ -62,9 +63,15 @@ def _start_eva(tuned: Any, batches: Callable[[], Iterator[Mapping[str, Tensor]]]
     from peft.tuners.lora.eva import initialize_lora_eva_weights
 
     tuned.eval()
-    initialize_lora_eva_weights(
-        tuned, list(islice(batches(), EVA_BATCHES)), prepare_layer_inputs_fn=_real_rows, show_progress_bar=False
-    )
+    rows = list(islice(batches(), EVA_BATCHES))
+    try:
+        initialize_lora_eva_weights(tuned, rows, prepare_layer_inputs_fn=_real_rows, show_progress_bar=False)
+    except (RuntimeError, ValueError) as problem:
+        # e.g. peft 0.21 cannot read the inputs of BERT's pooler, one row per text and not contiguous
+        raise CapabilityError(
+            f"method.init eva cannot be computed for these layers of {type(tuned.get_base_model()).__name__} "
+            f"({problem}); choose method.target_modules: attention, or init: default"
+        ) from problem
 
 
 def _real_rows(layer_input: Any, mask: Tensor, layer: str) -> Tensor:
