@@ -55,8 +55,7 @@ def predict(  # noqa: PLR0913 - typer makes each option from a parameter
 
     from peftkit.predictor import load
 
-    predictor = load(run_dir, device=device, merge=merge)
-    _tell_merge_difference(predictor.merge_difference)
+    predictor = _announced(load(run_dir, device=device, merge=merge))
     if file is not None:
         _predict_file(predictor, file, out, batch_size=batch_size)
         return
@@ -65,9 +64,12 @@ def predict(  # noqa: PLR0913 - typer makes each option from a parameter
         typer.echo(line)
 
 
-def _tell_merge_difference(difference: float | None) -> None:
-    if difference is not None:
-        typer.echo(f"merged: logits of the run's worst examples differ by at most {difference:.2g}", err=True)
+def _announced(predictor: Predictor) -> Predictor:
+    """`predictor`, after telling what merging has changed."""
+    if predictor.merge_difference is not None:
+        difference = f"{predictor.merge_difference:.2g}"
+        typer.echo(f"merged: logits of the run's worst examples differ by at most {difference}", err=True)
+    return predictor
 
 
 def _refuse_contradictions(texts: list[str] | None, file: Path | None, out: Path) -> None:

@@ -45,9 +45,16 @@ def test_a_short_recipe_takes_every_default() -> None:
     assert recipe.method.spec() == {
         "name": "lora",
         "rank": 8,
-        "alpha": 16,
+        "alpha": 16.0,
         "dropout": 0.0,
         "target_modules": "all-linear",
+        "layers": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "rank_stabilized": False,
+        "init": "default",
+        "learning_rate_ratio": 1.0,
+        "freeze_a": False,
     }
     assert (recipe.seed, recipe.loss, recipe.metrics, recipe.training.batch_size) == (0, None, (), 32)
 
