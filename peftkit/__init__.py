@@ -10,18 +10,20 @@ from peftkit.layers.registration import register_with_peft
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from peftkit.foreign import load_adapter
     from peftkit.predictor import Predictor, load
     from peftkit.recipe import Recipe
     from peftkit.results import RunResult
     from peftkit.training import run
 
-__all__ = ["Predictor", "Recipe", "RunResult", "__version__", "load", "run"]
+__all__ = ["Predictor", "Recipe", "RunResult", "__version__", "load", "load_adapter", "run"]
 
 _HOMES = {
     "Predictor": "peftkit.predictor",
     "Recipe": "peftkit.recipe",
     "RunResult": "peftkit.results",
     "load": "peftkit.predictor",
+    "load_adapter": "peftkit.foreign",
     "run": "peftkit.training",
 }
 

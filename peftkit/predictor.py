@@ -17,26 +17,56 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from peftkit.models import LoadedModel
+    from peftkit.tasks import Task
 
 _MERGE_PROBES = 20
 
 
-def load(run_dir: Path | str, *, device: str = "auto", merge: bool = False) -> Predictor:
-    """The predictor of a finished run; see `Predictor.load`."""
-    return Predictor.load(run_dir, device=device, merge=merge)
+def load(
+    folder: Path | str,
+    *,
+    device: str = "auto",
+    merge: bool = False,
+    base: str | None = None,
+    labels: Sequence[str] | None = None,
+) -> Predictor:
+    """The predictor of a finished run, or of an adapter that another program has saved.
+
+    Args:
+        folder: that `peftkit run` has left, or that holds `adapter_config.json`.
+        device: auto (cuda, mps, else cpu) or a torch device.
+        merge: fold the adapter into the base weights; see `Predictor.load`.
+        base: of another program's adapter: the base model, where it is not the one that the adapter names.
+        labels: of another program's adapter: names of the classes, which its files do not hold.
+
+    Raises:
+        PeftkitError: see `Predictor.load` and `Predictor.load_foreign`.
+    """
+    if is_foreign(Path(folder)):
+        return Predictor.load_foreign(folder, device=device, merge=merge, base=base, labels=labels)
+    if base is not None or labels is not None:
+        given = "base" if base is not None else "labels"
+        raise RunError(f"'{folder}' is a folder of peftkit run, whose recipe decides; remove  {given}")
+    return Predictor.load(folder, device=device, merge=merge)
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether a folder holds an adapter without a run around it."""
+    return (folder / "adapter_config.json").is_file() and not (folder / RUN_FILE).is_file()
 
 
 class Predictor:
     """Answers for new inputs, with the encoding and decoding that the run was evaluated with.
 
     Args:
-        recipe: the run's resolved recipe.
+        task: resolved; encodes inputs and decodes outputs.
         loaded: the tuned model in evaluation mode.
+        max_length: longest input in tokens; longer ones are cut.
     """
 
-    def __init__(self, recipe: Recipe, loaded: LoadedModel) -> None:
-        self.recipe = recipe
-        self.task = recipe.task
+    def __init__(self, task: Task, loaded: LoadedModel, *, max_length: int) -> None:
+        self.task = task
+        self.max_length = max_length
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
         self.merge_difference: float | None = None
@@ -71,7 +101,7 @@ class Predictor:
         head = recipe.task.head()
         storage = storage_of(recipe, head, dtype=getattr(torch, result.model.dtype), device=place)
         loaded = load_tuned(run_dir, recipe.model, head, storage=storage)
-        predictor = cls(recipe, loaded)
+        predictor = cls(recipe.task, loaded, max_length=recipe.model.max_length)
         predictor.model = on_device(loaded.model, place)
         if merge:
             if recipe.quantization is not None:
@@ -79,6 +109,34 @@ class Predictor:
                 loaded = load_tuned(run_dir, recipe.model, head, storage=replace(storage, quantizer=None))
             predictor._merge(on_device(loaded.model, place), texts=_texts(result))
         return predictor
+
+    @classmethod
+    def load_foreign(
+        cls,
+        folder: Path | str,
+        *,
+        device: str = "auto",
+        merge: bool = False,
+        base: str | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> Predictor:
+        """The predictor of a sequence classifier that was saved by plain peft, TRL or LLaMA-Factory; see `load`.
+
+        Raises:
+            ArtifactError: see `load_adapter`.
+            CapabilityError: it is for another task, or it cannot be merged.
+            RecipeError: `labels` are not as many as the model has.
+        """
+        from peftkit.foreign import ForeignAdapter, classifier_of, load_adapter, longest_input
+        from peftkit.models import merge_adapter
+
+        loaded = load_adapter(folder, base=base, device=_device(device))
+        task = classifier_of(ForeignAdapter.read(folder), loaded.model, labels)
+        if merge:
+            if not hasattr(loaded.model.base_model, "merge_and_unload"):
+                raise CapabilityError(f"the adapter in '{folder}' cannot be merged; load it with merge=False")
+            loaded = replace(loaded, model=merge_adapter(loaded.model))
+        return cls(task, loaded, max_length=longest_input(loaded))
 
     def __call__(self, inputs: Any, *, batch_size: int = 32) -> list[dict[str, Any]]:
         """One answer per input, in the order of the inputs.
@@ -104,7 +162,7 @@ class Predictor:
         from peftkit.models import logits_of
 
         with hidden_progress_bars():
-            encoded = self.task.encode(self.task.rows(inputs), self.tokenizer, self.recipe.model.max_length)
+            encoded = self.task.encode(self.task.rows(inputs), self.tokenizer, self.max_length)
         encoded = encoded.select_columns(
             [name for name in encoded.column_names if name in self.tokenizer.model_input_names]
         )

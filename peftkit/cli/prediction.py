@@ -22,7 +22,7 @@ _CHUNK = 1024
 
 
 def predict(  # noqa: PLR0913 - typer makes each option from a parameter
-    run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")],
+    run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run, or of a PEFT adapter.")],
     texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to predict.")] = None,
     file: Annotated[
         Path | None,
@@ -39,23 +39,29 @@ def predict(  # noqa: PLR0913 - typer makes each option from a parameter
     merge: Annotated[
         bool, typer.Option("--merge", metavar="", help="Fold the adapter into the base weights first: faster.")
     ] = False,
+    base: Annotated[
+        str | None, typer.Option(metavar="ID", help="Base model of a PEFT adapter, if not the one that it names.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME,...", help="Names of the classes of a PEFT adapter.")
+    ] = None,
     plugin: PluginFiles = None,
 ) -> None:
-    """Predict texts or the rows of a file with a finished run."""
+    """Predict texts or the rows of a file with a finished run, or with an adapter that another program has saved."""
     _refuse_contradictions(texts, file, out)
 
     from peftkit.cli.input_rows import check_readable
     from peftkit.cli.plugin_files import load_plugin_files
+    from peftkit.predictor import is_foreign, load
     from peftkit.results import RunResult
 
     if file is not None:
         check_readable(file)
-    RunResult.read(run_dir)
+    if not is_foreign(run_dir):
+        RunResult.read(run_dir)
     load_plugin_files(plugin)
-
-    from peftkit.predictor import load
-
-    predictor = _announced(load(run_dir, device=device, merge=merge))
+    names = [name.strip() for name in labels.split(",")] if labels else None
+    predictor = _announced(load(run_dir, device=device, merge=merge, base=base, labels=names))
     if file is not None:
         _predict_file(predictor, file, out, batch_size=batch_size)
         return

@@ -109,7 +109,9 @@ def test_base_is_stored_as_it_was_trained(finished_run: FinishedRun, quantizatio
 
 
 @pytest.mark.parametrize("quantization", [None, "nf4", "int8"])
-def test_merging_goes_through_the_full_precision_base(finished_run: FinishedRun, quantization: str | None) -> None:
+def test_merging_goes_through_the_full_precision_base(
+    finished_run: FinishedRun, quantization: str | None, tiny_llama: Path
+) -> None:
     """Expected: peft alone, on the base as its checkpoint has it."""
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
@@ -119,7 +121,7 @@ def test_merging_goes_through_the_full_precision_base(finished_run: FinishedRun,
     assert quantized_layers(merged.model) == 0
     assert not any("lora" in name for name, _ in merged.model.named_modules())
     torch.manual_seed(3)
-    base = AutoModelForSequenceClassification.from_pretrained(merged.recipe.model.id, num_labels=2)
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_llama, num_labels=2)
     base.config.pad_token_id = merged.tokenizer.pad_token_id
     model = PeftModel.from_pretrained(base, folder / "adapter").eval()
     with torch.no_grad():
