@@ -345,17 +345,28 @@ def _sorted_lists(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_adapter_onto(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """A saved adapter on a base model, in evaluation mode, its weights in float32 as they were trained."""
-    from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+    from peft import PeftModel, load_peft_weights
 
     with quiet_libraries():
         model = PeftModel.from_pretrained(base, folder)
         if base.dtype in (torch.bfloat16, torch.float16):
-            # peft gives retrained modules the base's type, which rounds them; so they are loaded once more.
-            for name, weight in model.named_parameters():
-                if f".{model.active_adapter}" in name:
-                    weight.data = weight.data.float()
-            set_peft_model_state_dict(model, load_peft_weights(str(folder), device=str(model.device)))
+            _load_in_float32(model, load_peft_weights(str(folder), device=str(model.device)))
     return fit_outputs(model).eval()
+
+
+def _load_in_float32(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    """Load the weights of the active adapter once more: peft rounds some of them to the type of the base."""
+    from peft import set_peft_model_state_dict
+
+    config = model.active_peft_config
+    for name, weight in model.named_parameters():
+        if f".{model.active_adapter}" in name:
+            weight.data = weight.data.float()
+    # Where AdaLoRA's ranks are given, peft makes its matrices anew; they have their ranks already.
+    ranks = {"rank_pattern": config.rank_pattern} if config.peft_type == "ADALORA" else {}
+    vars(config).update(dict.fromkeys(ranks))
+    set_peft_model_state_dict(model, dict(weights))
+    vars(config).update(ranks)
 
 
 def load_tuned(run_dir: Path, spec: ModelSpec, head: Head, *, storage: Storage) -> LoadedModel:

@@ -96,6 +96,13 @@ def restore_allocator(model: Any, state: Mapping[str, Tensor]) -> None:
     model.peft_config[model.active_adapter].rank_pattern = pattern or None
 
 
+def keep_divisors(model: Any) -> None:
+    """Freeze the rank that divides each update, in float32; on a 16-bit base peft 0.21 lets it train."""
+    for name, weight in model.named_parameters():
+        if ".ranknum." in name:
+            weight.requires_grad_(False).data = weight.data.float()
+
+
 def cut_pruned(model: Any) -> None:
     """Shorten the matrices to the singular values that are kept, as they will be after loading."""
     adapter = model.active_adapter

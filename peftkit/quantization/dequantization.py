@@ -1,4 +1,4 @@
-"""A repair of bitsandbytes' dequantization of 4-bit weights on CPUs."""
+"""Repairs of what bitsandbytes does with the scales of its weights."""
 
 from __future__ import annotations
 
@@ -34,3 +34,22 @@ def _as_one_row(kernel: Callable[..., None]) -> Callable[..., None]:
         kernel(packed, scales, out, block, c_longlong(rows), c_longlong(columns))
 
     return dequantize
+
+
+@cache
+def keep_moved_scales() -> None:
+    """Let 8-bit layers keep their scales when their weight is moved after the first use, in this process from now on.
+
+    Then the layer holds the scales, not the weight, so that a moved weight has none, and bitsandbytes 0.50 takes that
+    for the layer's. peft moves the weight, to where it is, whenever DoRA looks at it on a CPU.
+    """
+    from bitsandbytes.nn.modules import Linear8bitLt
+
+    take_over: Callable[[Any], None] = Linear8bitLt.init_8bit_state
+
+    def init_8bit_state(layer: Any) -> None:
+        if layer.weight.SCB is None:
+            layer.weight.SCB = layer.state.SCB
+        take_over(layer)
+
+    Linear8bitLt.init_8bit_state = init_8bit_state  # type: ignore[method-assign]

@@ -9,9 +9,11 @@ from pydantic import Field
 
 from peftkit.quantization import quantizers
 from peftkit.quantization.bnb import BitsAndBytes
+from peftkit.quantization.dequantization import keep_moved_scales
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 @quantizers.register("int8")
@@ -31,3 +33,7 @@ class Int8(BitsAndBytes):
         return BitsAndBytesConfig(
             load_in_8bit=True, llm_int8_threshold=self.outlier_threshold, llm_int8_skip_modules=list(keep)
         )
+
+    def settle(self, model: nn.Module) -> None:
+        """See `Quantizer.settle`."""
+        keep_moved_scales()
