@@ -47,6 +47,11 @@ class TuningContext:
         """What peft's option of that name needs: heads and extra modules, or None if there are none."""
         return [*self.head_modules, *self.extra_modules] or None
 
+    @property
+    def base(self) -> str:
+        """The base in words, for messages."""
+        return f"{'an' if self.base_bits == 8 else 'a'} {self.base_bits}-bit base"
+
 
 @dataclass(frozen=True)
 class Addition:
@@ -94,7 +99,7 @@ class TuningMethod(Component):
         from peftkit.methods.targets import stores_weights_transposed
 
         if context.base_bits not in self.base_bits:
-            return self._refuses_storage(context.base_bits)
+            return self._refuses_storage(context)
         if not self.adapts_conv1d and stores_weights_transposed(model):
             return (
                 f"method {self.name!r} cannot change the Conv1D layers of {type(model).__name__}, whose weights are "
@@ -112,14 +117,14 @@ class TuningMethod(Component):
             )
         return None
 
-    def _refuses_storage(self, bits: int) -> str:
-        if self.trains_base_weights and bits < 16:
+    def _refuses_storage(self, context: TuningContext) -> str:
+        if self.trains_base_weights and context.base_bits < 16:
             return (
-                f"method {self.name!r} trains the base weights, which a {bits}-bit base stores as integers; "
-                "remove quantization or choose a method that adds weights, such as lora"
+                f"method {self.name!r} trains the base weights, which {context.base} stores as integers; "
+                "take a base that is not quantized, or a method that adds weights, such as lora"
             )
         able = ", ".join(f"{able}-bit" for able in sorted(self.base_bits))
-        return f"method {self.name!r} does not work on a {bits}-bit base; it works on: {able}"
+        return f"method {self.name!r} does not work on {context.base}; it works on: {able}"
 
     def full_precision_modules(self, model: PreTrainedModel, *, head_modules: Sequence[str]) -> tuple[str, ...]:
         """Names of base modules that a quantizer has to leave as they are, because the method trains them."""

@@ -29,7 +29,6 @@ class AdaLora(TuningMethod):
         "the same budget as lora, spent where it matters; training is long enough to find out where"
     )
     mergeable: ClassVar[bool] = True
-    base_bits: ClassVar[frozenset[int]] = frozenset({4, 8, 32})  # on 16-bit bases peft 0.21 rounds what it loads
     runs_to_the_end: ClassVar[bool] = True
     default_learning_rate: ClassVar[float] = 3e-3
 
@@ -92,6 +91,8 @@ class AdaLora(TuningMethod):
         """The model as a `PeftModel`; see `TuningMethod.apply`."""
         from peft import AdaLoraConfig
 
+        from peftkit.layers.rank_allocation import keep_divisors
+
         first, last = self.schedule(context.total_steps)
         config = AdaLoraConfig(
             task_type=context.peft_task_type,
@@ -111,7 +112,9 @@ class AdaLora(TuningMethod):
             trainable_token_indices=list(context.new_token_ids) or None,
             fan_in_fan_out=stores_weights_transposed(model),
         )
-        return wrapped(model, config, method=self.name)
+        tuned = wrapped(model, config, method=self.name)
+        keep_divisors(tuned)
+        return tuned
 
     def penalty(self, model: PreTrainedModel) -> Tensor | None:
         """Mean distance of P'P and QQ' from the identity, weighted; see `TuningMethod.penalty`."""

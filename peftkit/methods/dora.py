@@ -17,5 +17,4 @@ class Dora(LowRank):
 
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2402.09353"
     use_when: ClassVar[str] = "lora at a low rank falls short of full tuning, and a slower step is affordable"
-    base_bits: ClassVar[frozenset[int]] = frozenset({4, 16, 32})  # peft 0.21 cannot find the norm of int8 weights
     decomposed: ClassVar[bool] = True

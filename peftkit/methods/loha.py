@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from peftkit.methods import TuningContext, methods
-from peftkit.methods.peft_adapter import LinearAdapter
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from peftkit.methods import methods
+from peftkit.methods.peft_adapter import LinearAdapter, Sizes
 
 
 @methods.register("loha")
@@ -30,6 +27,6 @@ class LoHa(LinearAdapter):
     alpha: float = Field(16.0, gt=0)
     """The update is scaled by alpha / rank."""
 
-    def options(self, model: PreTrainedModel, context: TuningContext) -> dict[str, Any]:
+    def options(self, sizes: Sizes) -> dict[str, Any]:
         """See `LinearAdapter.options`."""
         return {"r": self.rank, "alpha": self.alpha}

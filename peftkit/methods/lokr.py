@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from peftkit.methods import TuningContext, methods
-from peftkit.methods.peft_adapter import LinearAdapter
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from peftkit.methods import methods
+from peftkit.methods.peft_adapter import LinearAdapter, Sizes
 
 
 @methods.register("lokr")
@@ -32,6 +29,6 @@ class LoKr(LinearAdapter):
     factor: int = Field(-1, ge=-1)
     """Size of the first factor; -1: the divisor nearest to the square root of the width."""
 
-    def options(self, model: PreTrainedModel, context: TuningContext) -> dict[str, Any]:
+    def options(self, sizes: Sizes) -> dict[str, Any]:
         """See `LinearAdapter.options`."""
         return {"r": self.rank, "alpha": self.alpha, "decompose_factor": self.factor}

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from peftkit.errors import CapabilityError
 from peftkit.methods import TuningContext, TuningMethod, methods
 from peftkit.methods.lora_start import Start, start_problem, started
-from peftkit.methods.targets import Targets, find_targets, in_layers, stores_weights_transposed
+from peftkit.methods.patterns import by_pattern
+from peftkit.methods.targets import Targets, find_targets, in_blocks, stores_weights_transposed, target_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,16 +35,17 @@ class LowRank(TuningMethod):
     """Layers that get an update: attention, mlp, all-linear, or a list of endings of module names; never the head."""
     layers: tuple[int, ...] | None = None
     """Numbers of the blocks that get updates, from 0; none: all."""
-    rank_pattern: Mapping[str, int] = {}
+    rank_pattern: Mapping[str, PositiveInt] = {}
     """Other ranks for layers whose name ends so: {"mlp.down_proj": 16}."""
-    alpha_pattern: Mapping[str, float] = {}
+    alpha_pattern: Mapping[str, PositiveFloat] = {}
     """Other alphas, likewise."""
     rank_stabilized: bool = False
     """Scale by alpha / sqrt(rank), so that high ranks learn as fast as low ones (rsLoRA, arXiv:2312.03732)."""
     init: Start = "default"
-    """How A and B start. default: B is zero; gaussian: likewise, A normal; orthogonal: QR halves; pissa, olora: the
-    principal parts of the weight, which the base then lacks; loftq: what quantization loses; eva: the principal parts
-    of the layer's inputs, over some training batches."""
+    """How A and B start. default: B is zero; gaussian: likewise, A normal; orthogonal: orthogonal halves, so that B A
+    is zero; pissa, olora: parts of the weight, by SVD or QR; corda: the part that acts most on the inputs of some
+    training batches; loftq: what quantization loses; eva: B is zero, A the principal directions of these inputs, ranks
+    shared out among layers. After pissa, olora and corda the saved adapter has twice the rank."""
     learning_rate_ratio: float = Field(1.0, ge=1.0)
     """B learns so many times as fast as A (LoRA+, arXiv:2402.12354)."""
     freeze_a: bool = False
@@ -55,8 +58,27 @@ class LowRank(TuningMethod):
         return self
 
     def problem(self, model: PreTrainedModel, context: TuningContext) -> str | None:
-        """See `TuningMethod.problem`; also: an initialisation that does not suit the base."""
-        return start_problem(self.init, model, context) or super().problem(model, context)
+        """See `TuningMethod.problem`; also: layers that are not there, a start that does not suit the base."""
+        try:
+            ranks = self._ranks(model, context)
+        except CapabilityError as problem:
+            return str(problem)
+        return start_problem(self.init, ranks, model, context) or super().problem(model, context)
+
+    def _layers(self, model: PreTrainedModel, context: TuningContext) -> list[str]:
+        """Names of the layers that get an update."""
+        chosen = target_layers(model, self.target_modules, head_modules=context.head_modules)
+        return chosen if self.layers is None else in_blocks(model, chosen, self.layers)
+
+    def _ranks(self, model: PreTrainedModel, context: TuningContext) -> dict[str, int]:
+        """The rank of each layer that gets an update, by its name.
+
+        Raises:
+            CapabilityError: a layer or a pattern is not there.
+        """
+        layers = self._layers(model, context)
+        by_pattern(layers, self.alpha_pattern, default=self.alpha, option="alpha_pattern")
+        return by_pattern(layers, self.rank_pattern, default=self.rank, option="rank_pattern")
 
     def apply(self, model: PreTrainedModel, context: TuningContext) -> PreTrainedModel:
         """The model as a `PeftModel`; see `TuningMethod.apply`."""
@@ -68,7 +90,7 @@ class LowRank(TuningMethod):
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=targets if self.layers is None else in_layers(model, targets, self.layers),
+            target_modules=targets if self.layers is None else self._layers(model, context),
             rank_pattern=dict(self.rank_pattern),
             alpha_pattern=dict(self.alpha_pattern),
             use_rslora=self.rank_stabilized,
@@ -90,6 +112,12 @@ class LowRank(TuningMethod):
             return {}
         faster = self.learning_rate_ratio * learning_rate
         return {name: faster for name, weight in model.named_parameters() if weight.requires_grad and _is_b(name)}
+
+    def finish(self, model: PreTrainedModel) -> None:
+        """Make A and B that began from a part of the weight plain ones; see `TuningMethod.finish`."""
+        from peftkit.layers.low_rank_start import settle
+
+        settle(model)
 
 
 def _is_b(name: str) -> bool:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from peftkit.methods import TuningContext, methods
-from peftkit.methods.peft_adapter import LinearAdapter
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from peftkit.errors import CapabilityError
+from peftkit.methods import methods
+from peftkit.methods.peft_adapter import LinearAdapter, Sizes
 
 
 @methods.register("miss")
@@ -29,6 +27,12 @@ class MiSS(LinearAdapter):
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Share of the inputs that is dropped while training."""
 
-    def options(self, model: PreTrainedModel, context: TuningContext) -> dict[str, Any]:
+    def options(self, sizes: Sizes) -> dict[str, Any]:
         """See `LinearAdapter.options`."""
+        fewest = min(inputs for inputs, _ in sizes.values())
+        if self.rank > fewest:
+            raise CapabilityError(
+                f"method.rank {self.rank} is more than the {fewest} inputs of the narrowest layer that miss is put on; "
+                "use a smaller one"
+            )
         return {"r": self.rank, "miss_dropout": self.dropout}

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from peftkit.methods import TuningContext, methods
-from peftkit.methods.peft_adapter import LinearAdapter
-from peftkit.methods.widths import dividing_block
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from peftkit.methods import methods
+from peftkit.methods.peft_adapter import LinearAdapter, Sizes
+from peftkit.methods.widths import fitting_block
 
 
 @methods.register("oft")
@@ -26,8 +23,8 @@ class OFT(LinearAdapter):
     default_learning_rate: ClassVar[float] = 1e-3
 
     block_size: int | None = Field(None, ge=2)
-    """Width of a rotation; none: the largest up to 32 that divides all widths."""
+    """Width of a rotation; none: the largest up to 32 that divides the inputs of all layers."""
 
-    def options(self, model: PreTrainedModel, context: TuningContext) -> dict[str, Any]:
+    def options(self, sizes: Sizes) -> dict[str, Any]:
         """See `LinearAdapter.options`."""
-        return {"oft_block_size": self.block_size or dividing_block(model, context, at_most=32), "r": 0}
+        return {"oft_block_size": fitting_block(self.block_size, sizes, at_most=32), "r": 0}

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from peftkit.errors import CapabilityError
 from peftkit.methods import TuningContext, TuningMethod, methods, wrapped
-from peftkit.methods.peft_adapter import surroundings
+from peftkit.methods.layer_norm import norms
+from peftkit.methods.peft_adapter import check_trained, configured, surroundings
 from peftkit.methods.targets import Targets, find_targets
 from peftkit.methods.virtual_tokens import dimensions
 from peftkit.registry import closest
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SET_BY_THE_RUN = {"task_type", "peft_type", "target_modules", "modules_to_save", "inference_mode", "peft_version"}
+_SET_BY_THE_RUN |= {"base_model_name_or_path", "revision", "auto_mapping"}
 
 _BY_TASK = "it needs the number of a task with every row, which no task of peftkit gives"
 _REFUSED = {
@@ -28,8 +31,12 @@ _REFUSED = {
     "TRAINABLE_TOKENS": "it needs the numbers of tokens; use method trainable_tokens, which takes the tokens",
 }
 """Methods that would be built but not trained, with the reason."""
-_ON_BLOCKS = {"SHADOW", "ADAPTION_PROMPT"}
-"""Methods that are put on whole blocks, which peft finds by itself."""
+_FIND_THEIR_LAYERS = {"SHADOW", "ADAPTION_PROMPT", "IA3"}
+"""Methods that are put on whole blocks, or on layers that peft knows by the kind of model."""
+_REQUIRED = {"ADAPTION_PROMPT": ("adapter_len", "adapter_layers")}
+"""Options without which peft fails and does not say why."""
+_KEYS_AND_VALUES = {"PREFIX_TUNING", "CARTRIDGE"}
+"""Methods whose virtual tokens are keys and values of every layer: a pass that is computed again would miss them."""
 
 
 @methods.register("peft")
@@ -49,7 +56,7 @@ class Peft(TuningMethod):
     options: Mapping[str, Any] = {}
     """Options of peft's configuration class."""
     target_modules: Targets | None = None
-    """Layers that get an adapter, as for lora; none: all-linear where the method has targets."""
+    """Layers that get an adapter, as for lora; none: all-linear where the method is put on linear layers."""
 
     @model_validator(mode="after")
     def _known_to_peft(self) -> Peft:
@@ -64,42 +71,80 @@ class Peft(TuningMethod):
                 raise ValueError(
                     f"options.{key} is no option of {config_class.__name__}{hint} (it has: {', '.join(names)})"
                 )
+        if self.target_modules is not None and not self._has("target_modules"):
+            raise ValueError(f"type {self.type!r} is put on no layers of choice; remove target_modules")
         return self
+
+    @property
+    def _kind(self) -> str:
+        return self.type.upper()
+
+    def _has(self, field_name: str) -> bool:
+        return any(field.name == field_name for field in fields(self._config_class()))
 
     def _config_class(self) -> Any:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as CONFIG_CLASSES
 
-        known = {str(getattr(kind, "value", kind)): config_class for kind, config_class in CONFIG_CLASSES.items()}
-        if self.type.upper() not in known:
-            close = closest(self.type.upper(), known)
+        known = {
+            str(getattr(kind, "value", kind)): config_class
+            for kind, config_class in CONFIG_CLASSES.items()
+            if config_class.__module__.startswith("peft.")  # peftkit's own tuners have methods of their own
+        }
+        if self._kind not in known:
+            close = closest(self._kind, known)
             hint = f"; did you mean {close.lower()!r}?" if close else ""
             listed = ", ".join(sorted(name.lower() for name in known))
             raise ValueError(f"type {self.type!r} is no method of the installed peft{hint} (it has: {listed})")
-        return known[self.type.upper()]
+        return known[self._kind]
 
     def problem(self, model: PreTrainedModel, context: TuningContext) -> str | None:
-        """See `TuningMethod.problem`; also: methods that need more than a run gives them."""
-        if reason := _REFUSED.get(self.type.upper()):
+        """See `TuningMethod.problem`; also: methods that need more than a run gives them, options that peft refuses."""
+        if reason := _REFUSED.get(self._kind):
             return f"method peft:{self.type} is not possible: {reason}"
+        if missing := [option for option in _REQUIRED.get(self._kind, ()) if option not in self.options]:
+            return f"method peft:{self.type} needs {' and '.join(missing)} in method.options; add them"
+        if self._kind in _KEYS_AND_VALUES and context.gradient_checkpointing:
+            return (
+                f"method peft:{self.type} does not allow training.gradient_checkpointing: "
+                "the recomputed pass would give other gradients; turn it off"
+            )
+        try:
+            self._config(model, context)
+        except CapabilityError as problem:
+            return str(problem)
         return super().problem(model, context)
+
+    def _config(self, model: PreTrainedModel, context: TuningContext) -> Any:
+        """peft's configuration for this model.
+
+        Raises:
+            CapabilityError: peft refuses the options, or the targets are not there.
+        """
+        config_class = self._config_class()
+        given = {**surroundings(config_class, model, context), **self.options}
+        if self._has("num_virtual_tokens"):
+            given = {"num_virtual_tokens": 20, **dimensions(model), **given}
+        if self._has("target_modules") and (self.target_modules or self._kind not in _FIND_THEIR_LAYERS):
+            given["target_modules"] = self._targets(model, context)
+        return configured(config_class, given, asked=self.options)
+
+    def _targets(self, model: PreTrainedModel, context: TuningContext) -> list[str]:
+        if self.target_modules is None and self._kind == "LN_TUNING":
+            return norms(model, context.head_modules)
+        return find_targets(model, self.target_modules or "all-linear", head_modules=context.head_modules)
 
     def apply(self, model: PreTrainedModel, context: TuningContext) -> PreTrainedModel:
         """The model as a `PeftModel`; see `TuningMethod.apply`."""
-        from peftkit.errors import CapabilityError
         from peftkit.layers.virtual_tokens import fit_outputs
 
-        config_class = self._config_class()
-        given = {**surroundings(config_class, model, context), **self.options}
-        names = {field.name for field in fields(config_class)}
-        if "num_virtual_tokens" in names:
-            given = {"num_virtual_tokens": 20, **dimensions(model), **given}
-        if "target_modules" in names and (self.target_modules or self.type.upper() not in _ON_BLOCKS):
-            chosen = self.target_modules or "all-linear"
-            given["target_modules"] = find_targets(model, chosen, head_modules=context.head_modules)
+        config = self._config(model, context)
         try:
-            config = config_class(**given)
-        except (ValueError, TypeError, AttributeError) as problem:
+            tuned: Any = wrapped(model, config, method=f"peft:{self.type}")
+        except (ArithmeticError, AssertionError, ImportError, LookupError) as problem:
+            # not every method of peft checks its options: a rank of 0 is divided by
             raise CapabilityError(
-                f"peft's {config_class.__name__} refuses method.options {dict(self.options)}: {problem}; correct them"
+                f"method peft:{self.type} cannot be built with method.options {dict(self.options)} "
+                f"({type(problem).__name__}: {problem}); correct them"
             ) from problem
-        return fit_outputs(wrapped(model, config, method=f"peft:{self.type}"), head_modules=context.head_modules)
+        check_trained(tuned, context.modules_to_save or (), method=f"peft:{self.type}")
+        return fit_outputs(tuned, head_modules=context.head_modules)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from peftkit.methods import TuningContext, methods
-from peftkit.methods.peft_adapter import LinearAdapter
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from peftkit.methods import methods
+from peftkit.methods.peft_adapter import LinearAdapter, Sizes
 
 
 @methods.register("randlora")
@@ -20,6 +17,7 @@ class RandLora(LinearAdapter):
     config_class: ClassVar[str] = "RandLoraConfig"
     paper: ClassVar[str] = "Albert et al. 2025, arXiv:2502.00987"
     use_when: ClassVar[str] = "lora's rank is the limit; many steps are affordable"
+    mergeable: ClassVar[bool] = True
     default_learning_rate: ClassVar[float] = 1e-3
 
     rank: int = Field(32, ge=1)
@@ -29,6 +27,6 @@ class RandLora(LinearAdapter):
     seed: int = Field(0, ge=0)
     """Draws the random matrices, which are saved with the adapter too."""
 
-    def options(self, model: PreTrainedModel, context: TuningContext) -> dict[str, Any]:
+    def options(self, sizes: Sizes) -> dict[str, Any]:
         """See `LinearAdapter.options`."""
         return {"r": self.rank, "randlora_alpha": self.alpha or 20 * self.rank, "projection_prng_key": self.seed}

@@ -16,17 +16,24 @@ _ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
 
 
 def find_targets(model: nn.Module, targets: Targets, *, head_modules: Sequence[str]) -> list[str]:
-    """Names for peft's `target_modules` that match just the wanted layers.
-
-    Args:
-        model: the base model with its head.
-        targets: `attention`: linear layers inside attention blocks; `mlp`: all other linear layers inside the repeated
-            blocks; `all-linear`: every linear layer but heads; or patterns, each the end of a module's name
-            ("query", "attention.output.dense").
-        head_modules: modules that are trained whole and so are never targets.
+    """Names for peft's `target_modules` that match just the wanted layers; see `target_layers`.
 
     Returns:
         Shortest name endings that select exactly the wanted layers, sorted.
+    """
+    wanted = target_layers(model, targets, head_modules=head_modules)
+    return _endings(wanted, everything=[name for name, _ in model.named_modules()])
+
+
+def target_layers(model: nn.Module, targets: Targets, *, head_modules: Sequence[str]) -> list[str]:
+    """Full names of the wanted linear layers, in the model's order.
+
+    Args:
+        model: the base model with its head; its weights may not be there yet.
+        targets: `attention`: linear layers inside attention blocks; `mlp`: all other linear layers inside the repeated
+            blocks; `all-linear`: every linear layer but heads; or patterns, each the end of a module's name
+            ("query", "attention.output.dense") or a regular expression for the whole name (".*layer.[01].*query").
+        head_modules: modules that are trained whole and so are never targets.
 
     Raises:
         CapabilityError: a pattern or group matches nothing; the message lists what the model has.
@@ -41,31 +48,33 @@ def find_targets(model: nn.Module, targets: Targets, *, head_modules: Sequence[s
             f"method.target_modules {targets!r} matches no linear layer of {type(model).__name__}; "
             f"it has: {', '.join(folded(linear)) or 'none that peft can adapt'}"
         )
-    return _endings(wanted, everything=[name for name, _ in model.named_modules()])
+    return wanted
 
 
-def in_layers(model: nn.Module, targets: Sequence[str], numbers: Sequence[int]) -> list[str]:
-    """Full names of the modules matched by `targets` that lie in the blocks with these numbers, from 0, of each stack.
+def in_blocks(model: nn.Module, layers: Sequence[str], numbers: Sequence[int]) -> list[str]:
+    """Those of `layers` that lie in the blocks with these numbers, from 0, of each stack of blocks.
 
     Raises:
-        CapabilityError: a number is beyond the last block, or no target lies in these blocks.
+        CapabilityError: a number is beyond the last block, or none of `layers` lies in these blocks.
     """
     from peftkit.layers.blocks import block_lists
 
     stacks = block_lists(model)
-    count = min((len(blocks) for blocks in stacks.values()), default=0)
+    count = max((len(blocks) for blocks in stacks.values()), default=0)
+    if count == 0:
+        raise CapabilityError(
+            f"method.layers needs repeated blocks, but {type(model).__name__} has none; remove it from the recipe"
+        )
     if beyond := [number for number in numbers if not 0 <= number < count]:
         raise CapabilityError(
             f"method.layers names block {beyond[0]}, but {type(model).__name__} has blocks 0 to {count - 1}"
         )
     blocks = tuple(f"{stack}.{number}." for stack in stacks for number in numbers)
-    found = [
-        name
-        for name, _ in model.named_modules()
-        if name.startswith(blocks) and any(name == target or name.endswith(f".{target}") for target in targets)
-    ]
+    found = [name for name in layers if name.startswith(blocks)]
     if not found:
-        raise CapabilityError(f"method.layers {list(numbers)} hold none of the targets {', '.join(targets)}")
+        raise CapabilityError(
+            f"method.layers {list(numbers)} hold none of the targets, which are: {', '.join(folded(layers))}"
+        )
     return found
 
 
@@ -110,13 +119,24 @@ def _by_pattern(linear: list[str], patterns: Sequence[str]) -> list[str]:
     wanted: set[str] = set()
     for pattern in patterns:
         found = [name for name in linear if name == pattern or name.endswith(f".{pattern}")]
+        found = found or [name for name in linear if _is_whole(pattern, name)]
         if not found:
             raise CapabilityError(
-                f"method.target_modules: {pattern!r} is the end of no linear layer's name; the model has: "
-                f"{', '.join(folded(linear))}"
+                f"method.target_modules: {pattern!r} is the end of no linear layer's name, nor a regular expression "
+                f"for one; the model has: {', '.join(folded(linear))}"
             )
         wanted.update(found)
     return [name for name in linear if name in wanted]
+
+
+def _is_whole(pattern: str, name: str) -> bool:
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error as problem:
+        raise CapabilityError(
+            f"method.target_modules: {pattern!r} is the end of no linear layer's name, and as a regular expression "
+            f"it is wrong: {problem}; correct it"
+        ) from problem
 
 
 def _endings(wanted: list[str], *, everything: list[str]) -> list[str]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from peftkit.methods import TuningContext, methods
-from peftkit.methods.peft_adapter import LinearAdapter
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from peftkit.methods import methods
+from peftkit.methods.peft_adapter import LinearAdapter, Sizes
 
 
 @methods.register("vera")
@@ -30,6 +27,6 @@ class Vera(LinearAdapter):
     seed: int = Field(0, ge=0)
     """Draws A and B, which are saved with the adapter too."""
 
-    def options(self, model: PreTrainedModel, context: TuningContext) -> dict[str, Any]:
+    def options(self, sizes: Sizes) -> dict[str, Any]:
         """See `LinearAdapter.options`."""
         return {"r": self.rank, "vera_dropout": self.dropout, "projection_prng_key": self.seed}

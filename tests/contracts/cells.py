@@ -52,6 +52,9 @@ FURTHER = {
     "bottleneck scaled_parallel": {"name": "bottleneck", "style": "scaled_parallel", "width": 8},
     "prefix reparameterised": {"name": "prefix", "reparameterisation": True},
     "lora pissa": {"name": "lora", "init": "pissa"},
+    "lora olora": {"name": "lora", "init": "olora"},
+    "lora corda": {"name": "lora", "init": "corda"},
+    "lora loftq": {"name": "lora", "init": "loftq"},
     "lora eva": {"name": "lora", "init": "eva"},
     "lora freeze_a": {"name": "lora", "freeze_a": True},
 }

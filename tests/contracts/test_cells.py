@@ -21,12 +21,10 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning",
     "ignore::DeprecationWarning",
 )
-CHANGES_BASE_AT_START = {"lora pissa"}
-"""Its low-rank part is cut out of the base, so the base without it is another one."""
 KEEPS_HEAD = {"prefix", "prefix reparameterised", "prompt", "p_tuning"}
 """peft 0.21 takes only the virtual tokens out when such an adapter is disabled, not its trained head."""
-ONE_ADAPTER = {"adalora", "gradual_unfreezing", "full", "lora pissa"}
-"""AdaLoRA's allocator serves one adapter at a time, PiSSA cuts its part out of the base; the others are none."""
+ONE_ADAPTER = {"adalora", "gradual_unfreezing", "full"}
+"""AdaLoRA's allocator serves one adapter at a time; the others are none."""
 
 TOO_SMALL = {"trainable_tokens", "prompt", "p_tuning", "ia3", "layer_norm", "bitfit", "vera"}
 """A few vectors in a model of width 32: they learn, but they cannot learn 60 random tokens by heart."""
@@ -71,7 +69,7 @@ def test_cell_keeps_its_promises(
     with quiet_libraries():
         model.save_pretrained(tmp_path, **({"save_embedding_layers": False} if cell.is_adapter else {}))
     assert torch.equal(cell.logits(cell.reloaded(tmp_path)), after), "saved is not loaded"
-    if cell.is_adapter and variant not in CHANGES_BASE_AT_START | KEEPS_HEAD:
+    if cell.is_adapter and variant not in KEEPS_HEAD:
         with model.disable_adapter():
             assert torch.allclose(cell.logits(model), base, atol=2e-6), "disabled is not the base"
     if cell.method.mergeable:
@@ -89,7 +87,7 @@ def _merged_equals_unmerged(cell: Cell, folder: Path) -> None:
     """On the full-precision base, also where the adapter was trained on a quantized one."""
     unmerged = cell.logits(cell.reloaded(folder, storage="fp32"))
     merged = cell.logits(merge_adapter(cell.reloaded(folder, storage="fp32")))
-    tolerance = 1e-4 if cell.variant == "fourierft" else 1e-5  # its update is a sum of a thousand cosines
+    tolerance = 5e-4 if cell.variant == "fourierft" else 1e-5  # its update is some 17 times as large as the weights
     assert torch.allclose(merged, unmerged, atol=tolerance * max(1.0, unmerged.abs().max().item()))
 
 
@@ -139,7 +137,7 @@ def test_a_second_adapter_leaves_the_first_alone(variant: str, checkpoint: Check
         pytest.skip("takes one adapter only, as the table above says")
     cell = Cell.of(variant, "llama" if variant != "bitfit" else "gpt2", "fp32", checkpoint=checkpoint)
     if cell.refusal() is not None:
-        cell = Cell.of(variant, "bert_sequence", "fp32", checkpoint=checkpoint)
+        cell = Cell.of(variant, "bert_sequence", "fp32" if variant != "lora loftq" else "nf4", checkpoint=checkpoint)
     model = cell.tuned()
     cell.train(model, steps=2, learning_rate=3e-2)
     first = cell.logits(model)

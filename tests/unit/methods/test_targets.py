@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from peftkit.errors import CapabilityError
-from peftkit.methods.targets import find_targets, folded, linear_layers
+from peftkit.methods.targets import find_targets, folded, in_blocks, linear_layers, target_layers
 
 BERT_ATTENTION = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
 T5_ENCODER = "transformer.encoder.block.{i}."
@@ -125,13 +126,15 @@ def test_endings_are_full_names_where_short_ones_would_catch_others(classifier: 
         (("attention.output.dense",), {f"bert.encoder.layer.{i}.attention.output.dense" for i in (0, 1)}),
         (("layer.1.intermediate.dense",), {"bert.encoder.layer.1.intermediate.dense"}),
         (("bert.pooler.dense",), {"bert.pooler.dense"}),
+        ((r".*layer\.1\..*(query|key)",), {f"bert.encoder.layer.1.attention.self.{x}" for x in ("query", "key")}),
+        ((r".*\.pooler\..*", "layer.0.output.dense"), {"bert.pooler.dense", "bert.encoder.layer.0.output.dense"}),
         (
             ("query", "pooler.dense"),
             {"bert.pooler.dense", *(f"bert.encoder.layer.{i}.attention.self.query" for i in (0, 1))},
         ),
     ],
 )
-def test_patterns_select_by_the_end_of_the_name(
+def test_patterns_select_by_the_end_of_the_name_or_the_whole(
     classifier: Classifier, patterns: tuple[str, ...], wanted: set[str]
 ) -> None:
     model = classifier("bert")
@@ -155,6 +158,39 @@ def test_missing_pattern_names_what_the_model_has(classifier: Classifier) -> Non
 def test_patterns_that_end_no_linear_layer_are_refused(classifier: Classifier, pattern: str) -> None:
     with pytest.raises(CapabilityError, match=f"{pattern!r} is the end of no linear layer"):
         find_targets(classifier("bert"), (pattern,), head_modules=["classifier"])
+
+
+def test_regular_expression_never_selects_the_head(classifier: Classifier) -> None:
+    chosen = picked(classifier("bert"), find_targets(classifier("bert"), (".*",), head_modules=["classifier"]))
+    assert chosen == expected("bert", "all-linear")
+
+
+def test_wrong_regular_expression_says_what_is_wrong(classifier: Classifier) -> None:
+    with pytest.raises(CapabilityError, match=r"'\(query' is the end of no .* it is wrong: missing \), unterminated"):
+        find_targets(classifier("bert"), ("(query",), head_modules=["classifier"])
+
+
+def test_layers_are_found_on_a_model_without_weights(classifier: Classifier) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        bare = AutoModelForSequenceClassification.from_config(classifier("gpt2").config)
+    assert {weight.device.type for weight in bare.parameters()} == {"meta"}
+    for group in GROUPS:
+        assert picked(bare, find_targets(bare, group, head_modules=["score"])) == expected("gpt2", group)  # type: ignore[arg-type]
+
+
+def test_blocks_of_both_stacks_count_from_zero(classifier: Classifier) -> None:
+    model = classifier("t5")
+    every = target_layers(model, "all-linear", head_modules=["classification_head"])
+    found = in_blocks(model, every, [1])
+    assert set(found) == {name for name in every if ".block.1." in name}
+    assert {name.split(".")[1] for name in found} == {"encoder", "decoder"}
+
+
+def test_model_without_blocks_has_none_to_choose() -> None:
+    with pytest.raises(CapabilityError, match=r"method\.layers needs repeated blocks, but Sequential has none"):
+        in_blocks(nn.Sequential(nn.Linear(2, 2)), ["0"], [0])
 
 
 def test_no_pattern_at_all_is_refused(classifier: Classifier) -> None:
