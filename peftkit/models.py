@@ -219,6 +219,8 @@ def quiet_libraries() -> Iterator[None]:
         with warnings.catch_warnings():
             # peft 0.21 asks for an attribute that transformers 5.23 has renamed.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            # peft 0.21 reads the ranks of AdaLoRA, which it applies, as LoRA's patterns, which have other names.
+            warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
             yield
     finally:
         logging.set_verbosity(verbosity)

@@ -13,6 +13,8 @@ from peftkit.errors import RunError
 
 RUN_FILE = "run.json"
 FORMAT_VERSION = 1
+RANK_PREFIX = "rank/"
+"""Begins the names of the values that hold a matrix' rank in the history of a run."""
 PART_SEPARATOR = " ⏎ "
 """Between the texts of one example."""
 

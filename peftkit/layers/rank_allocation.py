@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-RANK = "rank/"
-"""Begins the names of the values that hold a matrix' rank in the history of a run."""
+from peftkit.results import RANK_PREFIX
+
 _MOMENTS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 _POINTS = 60
 """Ranks are noted at most so many times in a run."""
@@ -54,7 +54,6 @@ class AllocateRanks(TrainerCallback):
 
     def __init__(self, interval: int) -> None:
         self.interval = interval
-        self.noted: dict[str, int] = {}
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -69,11 +68,11 @@ class AllocateRanks(TrainerCallback):
         every = max(self.interval, state.max_steps // _POINTS)
         if state.global_step not in (1, state.max_steps) and state.global_step % every:
             return
-        present = ranks(model)
-        if present != self.noted or state.global_step == state.max_steps:
-            values = {f"{RANK}{layer}": float(rank) for layer, rank in present.items()}
-            state.log_history.append({"step": state.global_step, "epoch": state.epoch or 0.0, **values})
-            self.noted = present
+        present = {f"{RANK_PREFIX}{layer}": float(rank) for layer, rank in ranks(model).items()}
+        # The history is what a resumed run knows of the steps before.
+        noted = next((point for point in reversed(state.log_history) if present.keys() <= point.keys()), {})
+        if not present.items() <= noted.items() or state.global_step == state.max_steps:
+            state.log_history.append({"step": state.global_step, "epoch": state.epoch or 0.0, **present})
 
 
 def allocator_state(model: Any) -> dict[str, Tensor]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from peftkit.report import wording
 from peftkit.report.charts import Curve, curve_chart, curves
 from peftkit.report.confusion import ClassificationView, classification_view
+from peftkit.report.ranks import rank_view
 from peftkit.report.scores import chosen_by, main_score
-from peftkit.results import ArtifactRecord, RunResult
+from peftkit.results import RANK_PREFIX, ArtifactRecord, RunResult
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -66,6 +67,7 @@ def render_page(result: RunResult) -> str:
             level=_level(result),
             panels=list(_main_panels(result, found)),
             other_panels=list(_other_panels(found)),
+            ranks=rank_view(result),
             evaluations=list(_evaluations(result, validated)),
             validated=[key if key == f"{_VALIDATION}loss" else key.removeprefix(_VALIDATION) for key in validated],
             artifacts=list(_artifacts(result)),
@@ -116,7 +118,7 @@ def _main_panels(result: RunResult, found: dict[str, Curve]) -> Iterator[Panel]:
 
 def _other_panels(found: dict[str, Curve]) -> Iterator[Panel]:
     for key, curve in found.items():
-        if key != "loss" and not key.startswith(_VALIDATION):
+        if key != "loss" and not key.startswith((_VALIDATION, RANK_PREFIX)):
             yield _panel(wording.plain_name(key), [curve], best_step=None)
 
 

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from peftkit.errors import InterruptedRunError
 from peftkit.recipe import Recipe
+from peftkit.training import RunOptions, run
+from peftkit.training.callbacks import ShowProgress
 
 MakeRecipe = Callable[..., Recipe]
+RunCut = Callable[[Recipe, Path, int], str]
+
+
+@pytest.fixture
+def run_cut(monkeypatch: pytest.MonkeyPatch) -> RunCut:
+    """Function that runs a recipe in a folder, presses Ctrl-C while a given step is computed, and gives the message."""
+
+    def start(recipe: Recipe, folder: Path, step: int) -> str:
+        original = ShowProgress.on_step_end
+
+        def press(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == step:
+                os.kill(os.getpid(), signal.SIGINT)
+            original(self, args, state, control, **kwargs)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(ShowProgress, "on_step_end", press)
+            with pytest.raises(InterruptedRunError) as stopped:
+                run(recipe, folder, options=RunOptions(show_progress=False))
+        return str(stopped.value)
+
+    return start
 
 
 @pytest.fixture
