@@ -70,7 +70,9 @@ class AllocateRanks(TrainerCallback):
             return
         present = {f"{RANK_PREFIX}{layer}": float(rank) for layer, rank in ranks(model).items()}
         # The history is what a resumed run knows of the steps before.
-        noted = next((point for point in reversed(state.log_history) if present.keys() <= point.keys()), {})
+        noted: dict[str, float] = next(
+            (point for point in reversed(state.log_history) if present.keys() <= point.keys()), {}
+        )
         if not present.items() <= noted.items() or state.global_step == state.max_steps:
             state.log_history.append({"step": state.global_step, "epoch": state.epoch or 0.0, **present})
 
