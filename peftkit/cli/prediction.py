@@ -21,33 +21,34 @@ _CHUNK = 1024
 """Rows held in memory at a time; far above any batch, so that sorting by length still pays."""
 
 
+_Folder = typer.Argument(metavar="DIR", help="Folder of a finished run, or of a PEFT adapter.")
+_Texts = typer.Argument(metavar="TEXT", help="Texts to predict.")
+_File = typer.Option(
+    metavar="FILE", help="Rows to predict: .jsonl, .csv or .tsv with a header, .txt; - is JSON Lines on stdin."
+)
+_Out = typer.Option(metavar="FILE", help="Where rows with their predictions go, as JSON Lines; - is stdout.")
+_Json = typer.Option("--json", metavar="", help="Print one JSON object per text.")
+_BatchSize = typer.Option(min=1, metavar="ROWS", help="Rows that are computed together.")
+_Device = typer.Option(help="auto, cpu, cuda, cuda:1, mps.")
+_Merge = typer.Option("--merge", metavar="", help="Fold the adapter into the base weights first: faster.")
+_Base = typer.Option(metavar="ID", help="Base model of a PEFT adapter, if not the one that it names.")
+_Labels = typer.Option(metavar="NAME,NAME,...", help="Names of the classes of a PEFT adapter.")
+
+
 def predict(  # noqa: PLR0913 - typer makes each option from a parameter
-    run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run, or of a PEFT adapter.")],
-    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to predict.")] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Rows to predict: .jsonl, .csv or .tsv with a header, .txt; - is JSON Lines on stdin."
-        ),
-    ] = None,
-    out: Annotated[
-        Path, typer.Option(metavar="FILE", help="Where rows with their predictions go, as JSON Lines; - is stdout.")
-    ] = Path("-"),
-    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object per text.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="ROWS", help="Rows that are computed together.")] = 32,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    merge: Annotated[
-        bool, typer.Option("--merge", metavar="", help="Fold the adapter into the base weights first: faster.")
-    ] = False,
-    base: Annotated[
-        str | None, typer.Option(metavar="ID", help="Base model of a PEFT adapter, if not the one that it names.")
-    ] = None,
-    labels: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME,...", help="Names of the classes of a PEFT adapter.")
-    ] = None,
+    run_dir: Annotated[Path, _Folder],
+    texts: Annotated[list[str] | None, _Texts] = None,
+    file: Annotated[Path | None, _File] = None,
+    out: Annotated[Path, _Out] = Path("-"),
+    as_json: Annotated[bool, _Json] = False,
+    batch_size: Annotated[int, _BatchSize] = 32,
+    device: Annotated[str, _Device] = "auto",
+    merge: Annotated[bool, _Merge] = False,
+    base: Annotated[str | None, _Base] = None,
+    labels: Annotated[str | None, _Labels] = None,
     plugin: PluginFiles = None,
 ) -> None:
-    """Predict texts or the rows of a file with a finished run, or with an adapter that another program has saved."""
+    """Predict texts or the rows of a file with a finished run or a PEFT adapter."""
     _refuse_contradictions(texts, file, out)
 
     from peftkit.cli.input_rows import check_readable

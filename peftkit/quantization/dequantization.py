@@ -52,4 +52,4 @@ def keep_moved_scales() -> None:
             layer.weight.SCB = layer.state.SCB
         take_over(layer)
 
-    Linear8bitLt.init_8bit_state = init_8bit_state  # type: ignore[method-assign]
+    Linear8bitLt.init_8bit_state = init_8bit_state  # type: ignore[method-assign] # the repair

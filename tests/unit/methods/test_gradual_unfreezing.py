@@ -194,7 +194,7 @@ def test_quantized_bases_are_refused(tiny_bert: Path, bits: int) -> None:
     context = TuningContext("SEQ_CLS", ("classifier",), 100, base_bits=bits)
     model = bare(tiny_bert, Head("AutoModelForSequenceClassification"))
     for name in ("full", "gradual_unfreezing"):
-        assert f"method '{name}' trains the base weights, which a {bits}-bit base stores as integers" in str(
+        assert f"method '{name}' trains the base weights, which {context.base} stores as integers" in str(
             methods.build(name).problem(model, context)
         )
 

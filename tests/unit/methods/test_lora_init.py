@@ -279,8 +279,8 @@ def refusal(cell: Cell) -> str:
 @pytest.mark.parametrize("storage", ["nf4", "int8"])
 @pytest.mark.parametrize("start", CUT_OUT)
 def test_parts_of_weights_need_weights(cell: MakeCell, start: str, storage: str) -> None:
-    bits = {"nf4": 4, "int8": 8}[storage]
-    assert f"method.init {start} begins with a part of each weight, which a {bits}-bit base" in refusal(
+    bits = {"nf4": "a 4", "int8": "an 8"}[storage]
+    assert f"method.init {start} begins with a part of each weight, which {bits}-bit base" in refusal(
         cell("lora", storage=storage, init=start)
     )
 

@@ -161,12 +161,6 @@ def test_dora_trains_a_magnitude_for_each_output(cell: MakeCell) -> None:
         torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_dora_is_refused_on_int8(cell: MakeCell) -> None:
-    assert "method 'dora' does not work on" in refusal(cell("dora", storage="int8"))
-    assert refusal(cell("dora", storage="int8")).endswith("it works on: 4-bit, 16-bit, 32-bit")
-    assert cell("dora", storage="nf4").refusal() is None
-
-
 def test_dora_takes_the_options_of_lora() -> None:
     assert set(methods.get("dora").model_fields) == set(methods.get("lora").model_fields)
 

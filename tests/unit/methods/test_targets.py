@@ -177,7 +177,7 @@ def test_layers_are_found_on_a_model_without_weights(classifier: Classifier) -> 
         bare = AutoModelForSequenceClassification.from_config(classifier("gpt2").config)
     assert {weight.device.type for weight in bare.parameters()} == {"meta"}
     for group in GROUPS:
-        assert picked(bare, find_targets(bare, group, head_modules=["score"])) == expected("gpt2", group)  # type: ignore[arg-type]
+        assert picked(bare, find_targets(bare, group, head_modules=["score"])) == expected("gpt2", group)  # type: ignore[arg-type] # a group's name
 
 
 def test_blocks_of_both_stacks_count_from_zero(classifier: Classifier) -> None:

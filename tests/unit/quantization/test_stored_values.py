@@ -145,3 +145,12 @@ def test_outliers_are_multiplied_apart(load: Load) -> None:
             stored = layer.weight.data * layer.weight.SCB[:, None] / 127
             errors[threshold] = (layer(inputs) - (inputs @ stored.T + layer.bias)).abs().mean().item()
     assert errors[6.0] < 0.1 * errors[0.0]
+
+
+def test_moved_int8_weight_keeps_its_scales(load: Load) -> None:
+    """After the first use the layer holds the scales, and bitsandbytes would give a moved weight none."""
+    for _, layer in quantized_weights(load, "int8"):
+        inputs = torch.randn(3, layer.in_features)
+        before = layer(inputs)
+        layer.weight = layer.weight.to("cpu")
+        assert torch.equal(layer(inputs), before)
