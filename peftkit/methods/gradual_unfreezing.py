@@ -46,11 +46,11 @@ class GradualUnfreezing(TuningMethod):
             return f"method {self.name!r} finds no repeated blocks in {type(model).__name__}; use full"
         if found := super().problem(model, context):
             return found
-        if self.every == "epoch":
-            return None  # known only when the rows are encoded: the callback refuses then, before the first step
         stages = len(unfreezing_stages(model, blocks_per_stage=self.blocks_per_stage))
-        steps = context.total_steps // stages if self.every == "even" else self.every
-        return too_short(stages, steps, total_steps=context.total_steps)
+        lengths = {"epoch": context.steps_per_epoch, "even": context.total_steps // stages}
+        steps = self.every if isinstance(self.every, int) else lengths[self.every]
+        # Where an epoch's steps are not known, the callback refuses before the first step.
+        return None if steps is None else too_short(stages, steps, total_steps=context.total_steps)
 
     def apply(self, model: PreTrainedModel, context: TuningContext) -> PreTrainedModel:
         """The same model, everything trainable, so that the optimizer holds all; the callback freezes at the start."""

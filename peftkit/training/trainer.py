@@ -231,8 +231,14 @@ def total_steps(recipe: Recipe, rows: int, *, processes: int = 1) -> int:
     training = recipe.training
     if training.max_steps is not None:
         return training.max_steps
+    return math.ceil(training.epochs * steps_per_epoch(recipe, rows, processes=processes))
+
+
+def steps_per_epoch(recipe: Recipe, rows: int, *, processes: int = 1) -> int:
+    """Optimizer steps of one pass over the training rows."""
+    training = recipe.training
     batches = math.ceil(rows / (training.batch_size * processes))
-    return math.ceil(training.epochs * math.ceil(batches / training.accumulation_steps))
+    return math.ceil(batches / training.accumulation_steps)
 
 
 def _arguments(setup: Setup, checkpoints: Path) -> TrainingArguments:

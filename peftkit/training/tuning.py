@@ -25,7 +25,7 @@ from peftkit.models import (
 from peftkit.recipe import Recipe
 from peftkit.tasks import ROW, Head
 from peftkit.training.prepare import PreparedData
-from peftkit.training.trainer import total_steps
+from peftkit.training.trainer import steps_per_epoch, total_steps
 
 
 def check_method(
@@ -73,6 +73,7 @@ def _context(recipe: Recipe, base: LoadedModel, *, head: Head, storage: Storage,
         peft_task_type=head.peft_task_type,
         head_modules=base.head_modules,
         total_steps=total_steps(recipe, rows),
+        steps_per_epoch=steps_per_epoch(recipe, rows),
         base_bits=base_bits(recipe.model, storage),
         gradient_checkpointing=recipe.training.gradient_checkpointing,
     )

@@ -160,14 +160,14 @@ def test_rates_reach_the_optimizer(
 
 
 @pytest.mark.training
-def test_run_of_too_few_epochs_is_refused_before_its_first_step(
+def test_run_of_too_few_epochs_is_refused_before_weights_are_loaded(
     make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     with pytest.raises(
         CapabilityError, match="has 4 stages here; at 6 steps each the last begins with step 19, but the run has 18"
     ):
         run(make_recipe("method.every=epoch", "training.epochs=3"), tmp_path / "run", options=QUIET)
-    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(

@@ -262,7 +262,7 @@ def test_largest_rank_of_shira_is_named(cell: MakeCell) -> None:
     assert cell("shira", "llama", rank=10).refusal() is None
 
 
-def test_layers_without_a_common_divisor_are_refused() -> None:
+def test_layers_that_share_no_divisor_are_refused() -> None:
     sizes = {"a": (35, 1), "b": (36, 1)}
     with pytest.raises(CapabilityError, match=r"no block size from 2 to 8 divides the inputs of all layers \(35, 36\)"):
         fitting_block(None, sizes, at_most=8)
