@@ -48,7 +48,10 @@ def predict(  # noqa: PLR0913 - typer makes each option from a parameter
     labels: Annotated[str | None, _Labels] = None,
     plugin: PluginFiles = None,
 ) -> None:
-    """Predict texts or the rows of a file with a finished run or a PEFT adapter."""
+    """Predict texts or the rows of a file.
+
+    With a finished run, or with a sequence classifier that another program has saved as a PEFT adapter.
+    """
     _refuse_contradictions(texts, file, out)
 
     from peftkit.cli.input_rows import check_readable
