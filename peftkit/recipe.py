@@ -69,7 +69,7 @@ class ModelSpec(Section):
     max_length: int = Field(128, ge=2)
     """Longest input in tokens, special tokens included; longer rows are cut."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the frozen weights. auto: float32 where they train or the device emulates 16 bits, else as saved."""
+    """Type of weights that are not quantized; those that train are float32 in any case. auto: float32."""
 
 
 class TrainingOptions(Section):

@@ -12,10 +12,11 @@ from peftkit.errors import CapabilityError
 
 
 def fit_outputs(model: Any, *, head_modules: Sequence[str] = ()) -> Any:
-    """Make the logits of a `PeftModel` as long as its input, without those of the virtual tokens; changed in place.
+    """Make a `PeftModel` with virtual tokens behave like others: outputs as long as inputs, a head that switches off.
 
     peft puts prompts before the embedded input, so that a model with one output per token gives more outputs than
-    there are labels. Models that are no prompt models are left as they are.
+    there are labels; and its `disable_adapter` leaves the trained head on. Models that are no prompt models are left
+    as they are. Changed in place.
 
     Args:
         head_modules: modules that have to be trained.
@@ -38,8 +39,18 @@ def fit_outputs(model: Any, *, head_modules: Sequence[str] = ()) -> Any:
     if not hasattr(model, "prepare_inputs_for_generation"):
         # peft 0.21 reads it in `disable_adapter`, also of models that cannot generate.
         model.get_base_model().prepare_inputs_for_generation = None
+    model.register_forward_pre_hook(_switch_heads)
     model.register_forward_hook(_drop_virtual_outputs, with_kwargs=True)
     return model
+
+
+def _switch_heads(model: Any, args: tuple[Any, ...]) -> None:
+    """Use the head of the base while the adapter is disabled."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for module in model.get_base_model().modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module._disable_adapters = model._adapters_disabled  # its `enable_adapters` would let the head train
 
 
 def _drop_virtual_outputs(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:

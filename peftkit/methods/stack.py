@@ -53,6 +53,21 @@ class Stack(TuningMethod):
         return all(part.mergeable for part in self.methods)
 
     @property
+    def base_bits(self) -> frozenset[int]:  # type: ignore[override] # a fact of the class elsewhere
+        """What suits all parts."""
+        return frozenset.intersection(*(part.base_bits for part in self.methods))
+
+    @property
+    def adapts_conv1d(self) -> bool:  # type: ignore[override] # a fact of the class elsewhere
+        """Whether all parts do."""
+        return all(part.adapts_conv1d for part in self.methods)
+
+    @property
+    def allows_gradient_checkpointing(self) -> bool:  # type: ignore[override] # a fact of the class elsewhere
+        """Whether all parts do."""
+        return all(part.allows_gradient_checkpointing for part in self.methods)
+
+    @property
     def runs_to_the_end(self) -> bool:  # type: ignore[override] # a fact of the class elsewhere
         """Whether a part does."""
         return any(part.runs_to_the_end for part in self.methods)

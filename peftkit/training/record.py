@@ -30,6 +30,7 @@ from peftkit.results import (
     SplitRecord,
     WorstExample,
 )
+from peftkit.storage import parameter_count
 from peftkit.tasks import Scored
 from peftkit.training.environment import describe_environment
 from peftkit.training.prepare import PreparedData
@@ -183,7 +184,7 @@ def model_record(base: LoadedModel) -> ModelRecord:
         artifact=base.artifact.record,
         architecture=type(wrapped).__name__,
         dtype=str(wrapped.dtype).removeprefix("torch."),
-        total_parameters=sum(parameter.numel() for _, parameter in named),
+        total_parameters=sum(parameter_count(parameter) for _, parameter in named),
         trainable_parameters=sum(parameter.numel() for _, parameter in trained),
         head_parameters=sum(p.numel() for name, p in trained if any(f".{head}." in f".{name}" for head in heads)),
         trained_modules=tuple(folded(name.rpartition(".")[0] for name, _ in trained)),
