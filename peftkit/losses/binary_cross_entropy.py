@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from peftkit.losses import Loss, losses
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 @losses.register("binary_cross_entropy")
 class BinaryCrossEntropy(Loss):
     """-[y log s(z) + (1 - y) log(1 - s(z))], averaged over rows and labels: for multi-label classification."""
+
+    targets: ClassVar[frozenset[str]] = frozenset({"flags"})
 
     def compute(self, logits: Tensor, labels: Tensor, num_items: int | Tensor | None) -> Tensor:
         """Sum over all (rows, labels) entries, divided by `num_items`; see `Loss.compute`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from peftkit.losses import Loss, losses
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 @losses.register("mean_squared_error")
 class MeanSquaredError(Loss):
     """(z - y)^2 averaged over rows: for regression."""
+
+    targets: ClassVar[frozenset[str]] = frozenset({"numbers"})
 
     def compute(self, logits: Tensor, labels: Tensor, num_items: int | Tensor | None) -> Tensor:
         """Sum over rows, divided by `num_items`; see `Loss.compute`."""

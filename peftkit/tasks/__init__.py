@@ -71,6 +71,11 @@ class Task(Component):
         """Names of the metrics, the first of which selects the checkpoint."""
         raise NotImplementedError
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes, in class order, of a resolved task; empty where there are none."""
+        return ()
+
     def resolved(self, splits: DatasetDict) -> Self:
         """This task with everything filled in that depends on the data, e.g. the names of the labels.
 

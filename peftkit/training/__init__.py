@@ -161,7 +161,7 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     data = prepare_data(recipe, loaded, task=task, tokenizer=tokenizer)
     for line in (*data.loaded.notes, *data.warnings):
         console.print(f"note: {line}")
-    recipe = completed(recipe, data.task)
+    recipe = completed(recipe, data)
     check_metrics(recipe, data.features)
     (run_dir / RECIPE_FILE).write_text(recipe.to_yaml(), "utf-8")
 

@@ -139,11 +139,17 @@ def check_metrics(recipe: Recipe, features: Mapping[str, Dataset]) -> None:
                 metric.compute(references, references)
 
 
-def completed(recipe: Recipe, task: Task) -> Recipe:
-    """The recipe with everything written out that was left to task and method."""
+def completed(recipe: Recipe, data: PreparedData) -> Recipe:
+    """The recipe with everything written out that was left to task, method and data.
+
+    Raises:
+        RecipeError: the loss does not fit the labels.
+    """
     from peftkit.losses import losses
     from peftkit.metrics import metrics
 
+    task = data.task
+    loss = recipe.loss or losses.build(task.default_loss)
     scores = recipe.metrics or tuple(metrics.build(name) for name in task.default_metrics)
     training = recipe.training.model_copy(
         update={
@@ -154,7 +160,7 @@ def completed(recipe: Recipe, task: Task) -> Recipe:
     return recipe.model_copy(
         update={
             "task": task,
-            "loss": recipe.loss or losses.build(task.default_loss),
+            "loss": loss.fitted(data.features["train"]["labels"], classes=len(task.label_names)),
             "metrics": scores,
             "training": training,
         }
