@@ -17,13 +17,13 @@ from peftkit.models import (
     LoadedModel,
     Storage,
     compute_dtype,
-    find_device,
     load_adapter_onto,
     load_model,
     load_tokenizer,
     make_room,
     on_device,
     skeleton,
+    usable_device,
 )
 from peftkit.quantization import quantizers
 from peftkit.recipe import ModelSpec
@@ -144,10 +144,10 @@ def load_adapter(
 
     Raises:
         ArtifactError: the folder holds no adapter, its base cannot be had, or the two do not fit.
-        CapabilityError: the installed peft does not know this kind of adapter, or the machine cannot hold the base.
+        CapabilityError: the installed peft does not know this kind of adapter, or the device is not there.
     """
     adapter = ForeignAdapter.read(folder)
-    place = find_device() if device == "auto" else device
+    place = usable_device(device)
     check_config(adapter)
     spec = adapter.spec(base)
     storage = Storage(torch.float32, device=place)

@@ -30,6 +30,7 @@ from peftkit.storage import (
     settle,
     spare_new_modules,
     stored_quantization,
+    usable_device,
 )
 from peftkit.tasks import Head, Task
 
@@ -58,6 +59,7 @@ __all__ = [
     "skeleton",
     "storage_of",
     "to_float32_masters",
+    "usable_device",
 ]
 
 hide_no_news()  # peft imports bitsandbytes wherever it is installed

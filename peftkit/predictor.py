@@ -89,7 +89,7 @@ class Predictor:
         """
         import torch
 
-        from peftkit.models import load_tuned, on_device, storage_of
+        from peftkit.models import load_tuned, on_device, storage_of, usable_device
 
         run_dir = Path(run_dir)
         result = RunResult.read(run_dir)
@@ -97,7 +97,7 @@ class Predictor:
         recipe = Recipe.from_values(result.recipe, origin=str(run_dir / RUN_FILE))
         if merge:
             _check_mergeable(recipe)
-        place = _device(device)
+        place = usable_device(device)
         head = recipe.task.head()
         storage = storage_of(recipe, head, dtype=getattr(torch, result.model.dtype), device=place)
         loaded = load_tuned(run_dir, recipe.model, head, storage=storage)
@@ -130,7 +130,7 @@ class Predictor:
         from peftkit.foreign import ForeignAdapter, classifier_of, load_adapter, longest_input
         from peftkit.models import merge_adapter
 
-        loaded = load_adapter(folder, base=base, device=_device(device))
+        loaded = load_adapter(folder, base=base, device=device)
         task = classifier_of(ForeignAdapter.read(folder), loaded.model, labels)
         if merge:
             if not hasattr(loaded.model.base_model, "merge_and_unload"):
@@ -216,17 +216,3 @@ def _check_files(result: RunResult, run_dir: Path) -> None:
             raise RunError(f"'{path}' is missing; restore it or run the recipe again")
         if file_sha256(path) != digest:
             raise RunError(f"'{path}' has changed since the run wrote it; restore it or run the recipe again")
-
-
-def _device(name: str) -> str:
-    import torch
-
-    from peftkit.models import find_device
-
-    if name == "auto":
-        return find_device()
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as problem:
-        raise CapabilityError(f"device {name!r} cannot be used here ({problem}); use auto or cpu") from problem
-    return name

@@ -69,6 +69,21 @@ def find_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def usable_device(name: str) -> str:
+    """`name`, or the best device at hand where it is auto.
+
+    Raises:
+        CapabilityError: the device is not there.
+    """
+    if name == "auto":
+        return find_device()
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as problem:
+        raise CapabilityError(f"device {name!r} cannot be used here ({problem}); use auto or cpu") from problem
+    return name
+
+
 def compute_dtype(device: str) -> torch.dtype:
     """Type in which dequantized weights are multiplied: what the device computes without emulating it."""
     if not device.startswith("cuda"):

@@ -13,7 +13,7 @@ import transformers
 
 import peftkit
 from peftkit.cli.entry import main
-from peftkit.errors import ArtifactError, CapabilityError, PeftkitError, RecipeError, RunError
+from peftkit.errors import ArtifactError, CapabilityError, PeftkitError, RecipeError, RunError, UnknownComponentError
 from peftkit.models import quiet_libraries
 
 TEXTS = ["The soup was lovely.", "A dull film.", "kind", "two hours that nobody will get back"]
@@ -274,6 +274,10 @@ def test_wrong_use_is_said(generator: Saved, classifier: Saved, tmp_path: Path) 
         peftkit.load(classifier[0], labels=["a", "b"])
     with pytest.raises(ArtifactError, match="there is no such folder"):
         peftkit.load_adapter(tmp_path / "nowhere")
+    with pytest.raises(CapabilityError, match=r"device 'blah' cannot be used here .*; use auto or cpu"):
+        peftkit.load_adapter(generator[0], device="blah")
+    with pytest.raises(UnknownComponentError, match="unknown quantizer 'nf5'; did you mean 'nf4'"):
+        peftkit.load_adapter(generator[0], quantization="nf5")
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.json").write_text("{}")
