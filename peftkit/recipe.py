@@ -21,6 +21,7 @@ from peftkit.metrics import Metric, metrics
 from peftkit.quantization import Quantizer, quantizers
 from peftkit.recipe_problems import describe_problems
 from peftkit.registry import From, Registry, closest, plain_values
+from peftkit.regularizers import Regularizer, regularizers
 from peftkit.tasks import Task, tasks
 from peftkit.yaml_source import YamlSource, parse_yaml, read_yaml
 
@@ -30,6 +31,7 @@ NamedSource = Annotated[DataSource, From(sources)]
 NamedMethod = Annotated[TuningMethod, From(methods), BeforeValidator(lambda value: _stacked(value))]
 NamedQuantizer = Annotated[Quantizer, From(quantizers)]
 NamedLoss = Annotated[Loss, From(losses)]
+NamedRegularizer = Annotated[Regularizer, From(regularizers)]
 NamedMetric = Annotated[Metric, From(metrics)]
 
 KINDS: Mapping[str, Registry[Any]] = {
@@ -38,6 +40,7 @@ KINDS: Mapping[str, Registry[Any]] = {
     "method": methods,
     "quantization": quantizers,
     "loss": losses,
+    "regularizer": regularizers,
     "metric": metrics,
 }
 """Every kind of component, by the word that the command line uses."""
@@ -161,6 +164,8 @@ class Recipe(Section):
     """How the frozen weights are stored; none: in `model.dtype`."""
     loss: NamedLoss | None = None
     """What is minimised; none: the task's own."""
+    regularizers: tuple[NamedRegularizer, ...] = ()
+    """What keeps training from fitting too closely, in the order it is applied."""
     metrics: tuple[NamedMetric, ...] = ()
     """How predictions are scored; none: the task's own."""
     training: TrainingOptions = TrainingOptions()

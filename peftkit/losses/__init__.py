@@ -11,7 +11,6 @@ from peftkit.registry import Component, Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 IGNORED = -100
 """Class index of positions that have no label."""
 
@@ -32,7 +31,7 @@ class Loss(Component):
         Raises:
             RecipeError: it does not fit these labels.
         """
-        kind = _kind(labels[0]) if len(labels) else None
+        kind = kind_of(labels[0]) if len(labels) else None
         if kind is not None and kind not in self.targets:
             able = " or ".join(sorted(self.targets))
             raise RecipeError(
@@ -54,8 +53,8 @@ class Loss(Component):
         raise NotImplementedError
 
 
-def _kind(label: Any) -> str:
-    """What a label is, as a task encodes it."""
+def kind_of(label: Any) -> str:
+    """What a label is, as a task encodes it: classes (one, or one for each token), flags, or numbers."""
     nested = isinstance(label, Sequence)
     value = next(iter(label), 0) if nested else label
     if isinstance(value, float):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from peftkit.data import ORIGIN, LoadedData
 from peftkit.data.fingerprint import fingerprint
 from peftkit.data.progress_bars import hidden_progress_bars
-from peftkit.errors import DataError
+from peftkit.errors import DataError, RecipeError
 from peftkit.recipe import Recipe
 from peftkit.results import DataRecord
 from peftkit.tasks import Task
@@ -145,7 +145,7 @@ def completed(recipe: Recipe, data: PreparedData) -> Recipe:
     Raises:
         RecipeError: the loss does not fit the labels.
     """
-    from peftkit.losses import losses
+    from peftkit.losses import kind_of, losses
     from peftkit.metrics import metrics
 
     task = data.task
@@ -157,6 +157,13 @@ def completed(recipe: Recipe, data: PreparedData) -> Recipe:
             "best_metric": recipe.training.best_metric or scores[0].score_name,
         }
     )
+    for part in recipe.regularizers:
+        kind = kind_of(data.features["train"][0]["labels"])
+        if kind not in part.targets:
+            raise RecipeError(
+                f"regularizer {part.name!r} works with {' or '.join(sorted(part.targets))}, and the task's labels are "
+                f"{kind}; remove it from  regularizers"
+            )
     return recipe.model_copy(
         update={
             "task": task,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,9 @@ from transformers import (
 )
 
 from peftkit.errors import RunError
+from peftkit.losses import IGNORED
 from peftkit.recipe import Recipe, TrainingOptions
+from peftkit.regularizers import AtWork
 from peftkit.tasks import ROW, Task
 from peftkit.training.batching import LengthGroupedSampler
 from peftkit.training.checkpoints import restore_tuned, save_tuned
@@ -55,6 +57,9 @@ class HookedTrainer(Trainer):
     """`Trainer` that knows the rows of a batch, checks the first gradients and stops at a loss that is no number."""
 
     setup: Setup
+    regularizers: tuple[AtWork, ...] = ()
+    repeating = False
+    """Whether the pass that is under way only adds to the gradients of another over the same batch."""
     batch_rows: tuple[int, ...] = ()
     gradients_checked = False
 
@@ -87,13 +92,27 @@ class HookedTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The task's loss of one micro-batch; while training with the method's penalty, once per optimizer step."""
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        penalty = self.setup.recipe.method.penalty(self.model) if model.training else None
-        if penalty is None:
-            return result
-        penalty = penalty / self.current_gradient_accumulation_steps
-        return (result[0] + penalty, *result[1:]) if return_outputs else result + penalty
+        """The task's loss of one micro-batch; while training with all penalties, each once per optimizer step."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
+        comparing = [part for part in self.regularizers if part.two_passes]
+        if comparing:
+            other, again = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
+            there = inputs["labels"] != IGNORED
+            items = there.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+            first, second = _logits(outputs)[there], _logits(again)[there]
+            loss = (loss + other) / 2 + sum(part.disagreement(first, second, items) for part in comparing)
+        for penalty in self._penalties():
+            loss = loss + penalty / self.current_gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
+
+    def _penalties(self) -> Iterator[torch.Tensor]:
+        if self.repeating:
+            return
+        for penalty in (self.setup.recipe.method.penalty(self.model), *(part.penalty() for part in self.regularizers)):
+            if penalty is not None:
+                yield penalty
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -121,7 +140,16 @@ class HookedTrainer(Trainer):
             # GradScaler starts with a scale that overflows on purpose, so under fp16 only absence is a defect.
             check_gradients(self.model, finite=self.args.fp16 is False)
             self.gradients_checked = True
+        for part in self.regularizers:
+            part.after_backward(lambda: self._repeat(*args, **kwargs))
         return loss
+
+    def _repeat(self, *args: Any, **kwargs: Any) -> None:
+        self.repeating = True
+        try:
+            super().training_step(*args, **kwargs)
+        finally:
+            self.repeating = False
 
     def _describe_loss(self, loss: torch.Tensor) -> str:
         shown = ", ".join(self.setup.place("train", row) for row in self.batch_rows[:8])
@@ -205,6 +233,7 @@ def build_trainer(setup: Setup, checkpoints: Path, *, callbacks: Sequence[Traine
     )
     trainer.remove_callback(PrinterCallback)
     trainer.setup = setup
+    trainer.regularizers = tuple(part.start(setup.model) for part in recipe.regularizers)
     return trainer
 
 
