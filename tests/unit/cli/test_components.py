@@ -194,9 +194,10 @@ def test_show_explains_every_option_and_ends_in_a_line_for_the_recipe(
         assert " ".join((field.description or "").split()) in text
     example = text.rstrip().splitlines()[-1].strip()
     ((key, value),) = yaml.safe_load(example).items()
-    if kind == "metric":
+    lists = {"metric": "metrics", "regularizer": "regularizers"}
+    if kind in lists:
         (value,) = value
-    assert key == {"metric": "metrics"}.get(kind, kind)
+    assert key == lists.get(kind, kind)
     assert (value if isinstance(value, str) else value["name"]) == name
     # "..." stands for what only the user can know; everything else in the line has to be right.
     assert "..." in example or problem_kinds(kind, value) <= {"value_error"}
