@@ -153,6 +153,23 @@ def test_all_together_work_with_every_kind_of_method(make_recipe: MakeRecipe, tm
 
 
 @pytest.mark.training
+def test_penalties_are_added_once_where_a_batch_is_passed_again(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peftkit.regularizers import l2_sp
+
+    original, asked = l2_sp._Distance.penalty, []
+
+    def penalty(self: Any) -> torch.Tensor:
+        asked.append(1)
+        return original(self)
+
+    monkeypatch.setattr(l2_sp._Distance, "penalty", penalty)
+    result = run(make_recipe("fgm", "l2_sp"), tmp_path / "run", options=QUIET)
+    assert len(asked) == result.cost.steps == 6
+
+
+@pytest.mark.training
 @pytest.mark.parametrize("name", ["l2_sp", "r_drop", "fgm"])
 def test_accumulated_micro_batches_equal_one_batch(make_recipe: MakeRecipe, tmp_path: Path, name: str) -> None:
     """Without dropout, which would differ: R-Drop then adds nothing, and its two passes average to one."""
