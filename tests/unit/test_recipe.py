@@ -134,7 +134,8 @@ SPECS = component_specs()
 @pytest.mark.parametrize(("kind", "spec"), SPECS, ids=[f"{kind}-{spec['name']}-{len(spec)}" for kind, spec in SPECS])
 def test_a_resolved_recipe_reads_back_equal_with_every_component(kind: str, spec: dict[str, Any]) -> None:
     values = yaml.safe_load(FULL)
-    values["metrics" if kind == "metric" else kind] = [spec] if kind == "metric" else spec
+    lists = {"metric": "metrics", "regularizer": "regularizers"}
+    values[lists.get(kind, kind)] = [spec] if kind in lists else spec
     recipe = Recipe.from_values(values, origin="test")
     again = Recipe.from_text(recipe.to_yaml())
     assert again == recipe
