@@ -32,7 +32,7 @@ from peftkit.storage import (
     stored_quantization,
     usable_device,
 )
-from peftkit.tasks import Head, Task
+from peftkit.tasks import Head
 
 if TYPE_CHECKING:
     from peftkit.recipe import ModelSpec, Recipe
@@ -42,7 +42,6 @@ __all__ = [
     "MODEL_DIR",
     "LoadedModel",
     "Storage",
-    "autocast",
     "base_bits",
     "compute_dtype",
     "find_device",
@@ -50,7 +49,6 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "load_tuned",
-    "logits_of",
     "make_room",
     "merge_adapter",
     "on_device",
@@ -163,14 +161,6 @@ def make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Non
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
 
 
-def logits_of(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], *, task: Task) -> torch.Tensor:
-    """Logits of one collated batch, float32 on the CPU."""
-    with torch.inference_mode(), autocast(model):
-        there = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        logits: torch.Tensor = task.forward(model, there).float().cpu()
-    return logits
-
-
 def merge_adapter(model: Any) -> PreTrainedModel:
     """The base model with the adapter of a `PeftModel` folded in, in evaluation mode; `model` is used up."""
     from peft.utils.other import ModulesToSaveWrapper
@@ -228,12 +218,6 @@ def quiet_libraries() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def autocast(model: PreTrainedModel) -> torch.autocast:
-    """Arithmetic in the type of 16-bit base weights, so that float32 adapters fit them; idle on float32 models."""
-    dtype = model.get_base_model().dtype if hasattr(model, "peft_config") else model.dtype
-    return torch.autocast(model.device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))
 
 
 @dataclass(frozen=True)

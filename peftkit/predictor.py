@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from peftkit.models import LoadedModel
-    from peftkit.tasks import Task
+    from peftkit.tasks import Encoded, Task
 
 _MERGE_PROBES = 20
 
@@ -107,7 +107,7 @@ class Predictor:
             if recipe.quantization is not None:
                 # Rounding the merged weights to a few bits again would lose most of the adapter.
                 loaded = load_tuned(run_dir, recipe.model, head, storage=replace(storage, quantizer=None))
-            predictor._merge(on_device(loaded.model, place), texts=_texts(result))
+            predictor._merge(on_device(loaded.model, place), inputs=_probes(result, recipe.task))
         return predictor
 
     @classmethod
@@ -152,42 +152,52 @@ class Predictor:
         inputs = [inputs] if isinstance(inputs, str) else list(inputs)
         if not inputs:
             return []
-        return self.task.answers(self.logits(inputs, batch_size=batch_size))
+        encoded = self._encode(inputs)
+        return self.task.answers(self._read(encoded, batch_size=batch_size), encoded)
 
     def logits(self, inputs: Sequence[Any], *, batch_size: int = 32) -> np.ndarray:
-        """Raw model outputs, (inputs, labels) float32; see `__call__`."""
+        """What the task reads of the model's outputs, (inputs, labels) float32 for a classifier; see `__call__`."""
         import numpy as np
 
+        return np.stack(self._read(self._encode(inputs), batch_size=batch_size))
+
+    def _encode(self, inputs: Sequence[Any]) -> Encoded:
         from peftkit.data.progress_bars import hidden_progress_bars
-        from peftkit.models import logits_of
+        from peftkit.tasks import Encoded
 
+        rows = self.task.rows(inputs)
         with hidden_progress_bars():
-            encoded = self.task.encode(self.task.rows(inputs), self.tokenizer, self.max_length)
-        encoded = encoded.select_columns(
-            [name for name in encoded.column_names if name in self.tokenizer.model_input_names]
-        )
-        features = encoded.to_list()
-        # Inputs of like length share a batch: less padding. The answers go back to the inputs' order.
+            return Encoded(rows, self.task.encode(rows, self.tokenizer, self.max_length), self.tokenizer)
+
+    def _read(self, encoded: Encoded, *, batch_size: int) -> list[Any]:
+        """What the task reads of every feature, in order."""
+        from peftkit.outputs import read_batch
+
+        features = encoded.features.to_list()
+        # Inputs of like length share a batch: less padding.
         order = sorted(range(len(features)), key=lambda index: len(features[index]["input_ids"]))
-        collate = self.task.collator(self.tokenizer)
-        parts = []
+        collate = self.task.evaluation_collator(self.tokenizer)
+        read: list[Any] = [None] * len(features)
         for start in range(0, len(order), batch_size):
-            batch = collate([features[index] for index in order[start : start + batch_size]])
-            parts.append(logits_of(self.model, batch, task=self.task).numpy())
-        logits = np.concatenate(parts)
-        restored = np.empty_like(logits)
-        restored[order] = logits
-        return restored
+            chosen = order[start : start + batch_size]
+            outputs = read_batch(self.model, collate([features[index] for index in chosen]), task=self.task)
+            for index, output in zip(chosen, outputs, strict=True):
+                read[index] = output
+        return read
 
-    def _merge(self, model: PreTrainedModel, *, texts: Sequence[str]) -> None:
-        """Go on with `model`, its adapter folded in; note how far that moves the logits of `texts`."""
+    def _merge(self, model: PreTrainedModel, *, inputs: Sequence[Any]) -> None:
+        """Go on with `model`, its adapter folded in; note how far that moves the logits of `inputs`."""
         from peftkit.models import merge_adapter
+        from peftkit.outputs import logits_of
 
-        inputs = [text if len(parts := text.split(PART_SEPARATOR)) == 1 else tuple(parts) for text in texts]
-        before = self.logits(inputs) if inputs else None
+        collate = self.task.evaluation_collator(self.tokenizer)
+        if not inputs:
+            self.model = merge_adapter(model)
+            return
+        batch = collate(self._encode(inputs).features.to_list())
+        before = logits_of(self.model, batch, task=self.task)
         self.model = merge_adapter(model)
-        if before is not None:
-            self.merge_difference = float(abs(self.logits(inputs) - before).max())
+        self.merge_difference = (logits_of(self.model, batch, task=self.task) - before).abs().max().item()
 
 
 def _check_mergeable(recipe: Recipe) -> None:
@@ -205,8 +215,10 @@ def _check_mergeable(recipe: Recipe) -> None:
         )
 
 
-def _texts(result: RunResult) -> list[str]:
-    return [example.text for split in result.splits.values() for example in split.worst][:_MERGE_PROBES]
+def _probes(result: RunResult, task: Task) -> list[dict[str, str]]:
+    """Inputs to try merging on: the worst examples of the run."""
+    shown = [example.text.split(PART_SEPARATOR) for split in result.splits.values() for example in split.worst]
+    return [dict(zip(task.text_columns, parts, strict=False)) for parts in shown][:_MERGE_PROBES]
 
 
 def _check_files(result: RunResult, run_dir: Path) -> None:

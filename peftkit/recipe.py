@@ -186,6 +186,10 @@ class Recipe(Section):
                 f"method {self.method.name!r} reaches its final form with the last step only; remove it",
                 value=self.training.early_stopping_patience,
             )
+        if self.loss is not None:
+            self._check_targets(self.loss, at=("loss",))
+        for part in self.regularizers:
+            self._check_targets(part, at=("regularizers",))
         best = self.training.best_metric
         scored = self.metrics or [metrics.build(name) for name in self.task.default_metrics]
         known = [metric.score_name for metric in scored]
@@ -197,6 +201,15 @@ class Recipe(Section):
             listed = f"{best!r} is not among the metrics ({', '.join(known)}){hint}"
             raise _problem_at(("training", "best_metric"), listed, value=best)
         return self
+
+    def _check_targets(self, part: Loss | Regularizer, *, at: tuple[str, ...]) -> None:
+        if self.task.targets not in part.targets:
+            raise _problem_at(
+                at,
+                f"{part.name!r} works with {' or '.join(sorted(part.targets))}, and the labels of task "
+                f"{self.task.name!r} are {self.task.targets}; remove it, or choose another",
+                value=part.name,
+            )
 
     @classmethod
     def from_yaml(cls, path: str | Path, *, settings: Sequence[str] = ()) -> Recipe:

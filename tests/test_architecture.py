@@ -17,11 +17,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "results"}),
+    frozenset({"errors", "results", "labels"}),
     frozenset({"registry", "yaml_source", "artifacts", "kernels", "layers"}),
     frozenset({"data", "tasks", "methods", "quantization", "losses", "metrics", "regularizers", "augmentations"}),
     frozenset({"recipe", "recipe_problems", "pipeline"}),
-    frozenset({"models", "storage", "report"}),
+    frozenset({"models", "storage", "outputs", "report"}),
     frozenset({"foreign"}),
     frozenset({"training", "predictor", "planning"}),
     frozenset({"compare", "export", "serving"}),
@@ -37,7 +37,7 @@ HEAVY = frozenset({"torch", "transformers", "peft", "accelerate", "trl", "bitsan
     {"datasets", "evaluate", "pandas", "pyarrow", "matplotlib", "sklearn", "scipy"}
 )
 """What takes a second or more to import."""
-HEAVY_ALLOWED = frozenset({"kernels", "layers", "training", "models", "storage", "foreign"})
+HEAVY_ALLOWED = frozenset({"kernels", "layers", "training", "models", "storage", "outputs", "foreign"})
 
 
 @dataclass(frozen=True)

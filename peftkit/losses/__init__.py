@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from peftkit.errors import RecipeError
+from peftkit.labels import Targets
 from peftkit.registry import Component, Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-IGNORED = -100
-"""Class index of positions that have no label."""
-
 
 class Loss(Component):
     """A differentiable penalty of logits against labels."""
 
-    targets: ClassVar[frozenset[str]] = frozenset({"classes", "flags", "numbers"})
-    """Kinds of labels it compares with: a class per position, a flag per class, a number."""
+    targets: ClassVar[frozenset[Targets]] = frozenset({"classes", "flags", "numbers"})
+    """Kinds of labels it compares with."""
 
     def fitted(self, labels: Sequence[Any], *, classes: int) -> Self:
         """This loss with everything filled in that depends on the training data.
@@ -31,13 +28,6 @@ class Loss(Component):
         Raises:
             RecipeError: it does not fit these labels.
         """
-        kind = kind_of(labels[0]) if len(labels) else None
-        if kind is not None and kind not in self.targets:
-            able = " or ".join(sorted(self.targets))
-            raise RecipeError(
-                f"loss {self.name!r} compares with {able}, and the task's labels are {kind}; remove  loss  from the "
-                "recipe, or choose another"
-            )
         return self
 
     def compute(self, logits: Tensor, labels: Tensor, num_items: int | Tensor | None) -> Tensor:
@@ -51,15 +41,6 @@ class Loss(Component):
                 sizes differ; None divides by this batch's own count.
         """
         raise NotImplementedError
-
-
-def kind_of(label: Any) -> str:
-    """What a label is, as a task encodes it: classes (one, or one for each token), flags, or numbers."""
-    nested = isinstance(label, Sequence)
-    value = next(iter(label), 0) if nested else label
-    if isinstance(value, float):
-        return "flags" if nested else "numbers"
-    return "classes"
 
 
 losses: Registry[Loss] = Registry("peftkit.losses", "loss")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from peftkit.labels import Targets
 from peftkit.losses import Loss, losses
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 class BinaryCrossEntropy(Loss):
     """-[y log s(z) + (1 - y) log(1 - s(z))], averaged over rows and labels: for multi-label classification."""
 
-    targets: ClassVar[frozenset[str]] = frozenset({"flags"})
+    targets: ClassVar[frozenset[Targets]] = frozenset({"flags"})
 
     def compute(self, logits: Tensor, labels: Tensor, num_items: int | Tensor | None) -> Tensor:
         """Sum over all (rows, labels) entries, divided by `num_items`; see `Loss.compute`."""

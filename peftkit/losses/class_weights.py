@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import PositiveFloat
 
 from peftkit.errors import DataError, RecipeError
-from peftkit.losses import IGNORED, Loss
+from peftkit.labels import IGNORED, Targets
+from peftkit.losses import Loss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +21,7 @@ Weights = Literal["balanced"] | tuple[PositiveFloat, ...] | None
 class WeightedLoss(Loss):
     """A loss over classes whose rows may count differently."""
 
-    targets: ClassVar[frozenset[str]] = frozenset({"classes", "flags"})
+    targets: ClassVar[frozenset[Targets]] = frozenset({"classes", "flags"})
 
     class_weights: Weights = None
     """Factor of each class, in class order; balanced: rows / (classes * rows of the class), from the training data, so
@@ -28,7 +29,6 @@ class WeightedLoss(Loss):
 
     def fitted(self, labels: Sequence[Any], *, classes: int) -> Self:
         """With numbers in place of `balanced`; see `Loss.fitted`."""
-        super().fitted(labels, classes=classes)
         if self.class_weights is None:
             return self
         if isinstance(self.class_weights, tuple):

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from peftkit.losses import IGNORED, losses
+from peftkit.labels import IGNORED, Targets
+from peftkit.losses import losses
 from peftkit.losses.class_weights import WeightedLoss
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 class CrossEntropy(WeightedLoss):
     """-log p(label), for single-label classification."""
 
-    targets: ClassVar[frozenset[str]] = frozenset({"classes"})
+    targets: ClassVar[frozenset[Targets]] = frozenset({"classes"})
 
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     """Share e of the target spread evenly over all K classes: q(k) = (1 - e) [k = label] + e / K.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from peftkit.losses import IGNORED, losses
+from peftkit.labels import IGNORED, Targets
+from peftkit.losses import losses
 from peftkit.losses.class_weights import WeightedLoss
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ class EarthMover(WeightedLoss):
     task.labels.
     """
 
-    targets: ClassVar[frozenset[str]] = frozenset({"classes"})
+    targets: ClassVar[frozenset[Targets]] = frozenset({"classes"})
 
     def compute(self, logits: Tensor, labels: Tensor, num_items: int | Tensor | None) -> Tensor:
         """Sum over labelled positions, divided by `num_items`; see `Loss.compute`."""

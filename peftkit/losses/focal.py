@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from peftkit.losses import IGNORED, losses
+from peftkit.labels import IGNORED
+from peftkit.losses import losses
 from peftkit.losses.class_weights import WeightedLoss
 
 if TYPE_CHECKING:

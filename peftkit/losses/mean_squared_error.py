@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from peftkit.labels import Targets
 from peftkit.losses import Loss, losses
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 class MeanSquaredError(Loss):
     """(z - y)^2 averaged over rows: for regression."""
 
-    targets: ClassVar[frozenset[str]] = frozenset({"numbers"})
+    targets: ClassVar[frozenset[Targets]] = frozenset({"numbers"})
 
     def compute(self, logits: Tensor, labels: Tensor, num_items: int | Tensor | None) -> Tensor:
         """Sum over rows, divided by `num_items`; see `Loss.compute`."""

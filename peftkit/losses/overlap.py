@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from peftkit.losses import IGNORED
+from peftkit.labels import IGNORED
 from peftkit.losses.class_weights import WeightedLoss
 
 if TYPE_CHECKING:

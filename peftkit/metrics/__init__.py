@@ -6,7 +6,7 @@ Every metric is also an `evaluate.Metric` (`Metric.module`), so it combines with
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from peftkit.registry import Component, Registry
 
@@ -15,11 +15,16 @@ if TYPE_CHECKING:
     import numpy as np
 
 Rows: TypeAlias = "Sequence[Any] | np.ndarray"
-"""Predictions or references: (rows,) class indices or real values; (rows, labels) 0/1 for multi-label."""
+"""Predictions or references: (rows,) class indices, real values, or objects such as strings; (rows, labels) 0/1 for
+multi-label; (rows, 3) likelihoods."""
 
 
 class Metric(Component):
     """A named score of predictions against references."""
+
+    measures: ClassVar[Literal["answers", "likelihood"]] = "answers"
+    """likelihood: it is given `tasks.Scored.likelihood` in place of predictions, and its numbers of tokens in place of
+    references, so that a task that generates need not do so for it."""
 
     @property
     def score_name(self) -> str:
@@ -42,6 +47,14 @@ class Metric(Component):
             DataError: the metric has no meaning for such rows, or there are none.
         """
         raise NotImplementedError
+
+    def check(self, references: Rows) -> None:
+        """Make sure that the metric has a meaning for such references.
+
+        Raises:
+            DataError: it has none.
+        """
+        self.compute(references, references)
 
     def resampled(self, predictions: np.ndarray, references: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
         """Scores of many resamples of the rows, for `bootstrap_intervals`: (resamples,) by name.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
+from peftkit.labels import Targets
 from peftkit.registry import Component, Registry
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Regularizer(Component):
 
     paper: ClassVar[str] = ""
     """Where it comes from: authors, year, arXiv number."""
-    targets: ClassVar[frozenset[str]] = frozenset({"classes", "flags", "numbers"})
+    targets: ClassVar[frozenset[Targets]] = frozenset({"classes", "flags", "numbers"})
     """Kinds of labels it works with; see `Loss.targets`."""
 
     def start(self, model: PreTrainedModel) -> AtWork:

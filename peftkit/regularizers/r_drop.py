@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from peftkit.labels import Targets
 from peftkit.regularizers import AtWork, Regularizer, regularizers
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class RDrop(Regularizer):
     """
 
     paper: ClassVar[str] = "Liang et al. 2021, arXiv:2106.14448"
-    targets: ClassVar[frozenset[str]] = frozenset({"classes"})
+    targets: ClassVar[frozenset[Targets]] = frozenset({"classes"})
 
     alpha: float = Field(1.0, gt=0.0)
     """Weight of the divergence, as in the paper."""

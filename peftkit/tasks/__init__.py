@@ -5,16 +5,20 @@ Training, evaluation and `Predictor` use the same `encode` and `decode`, so what
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
 
+from peftkit.labels import IGNORED, Targets
 from peftkit.registry import Component, Registry
+from peftkit.results import PART_SEPARATOR
 
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset, DatasetDict
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 ROW = "row"
 """Feature column with the 0-based index of the row a feature was made of."""
@@ -38,20 +42,50 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Predictions beside references, row by row.
+class Encoded:
+    """Rows beside the features that a task has made of them.
 
     Args:
-        predictions: (rows,) class indices or values; (rows, labels) 0/1 for multi-label.
-        references: shaped like `predictions`.
-        losses: (rows,) loss of each row, for finding the worst.
-        probabilities: (rows, labels), or None where the task has none.
+        rows: with the task's columns; without the label columns where an application asks.
+        features: one or more per row, with column `ROW`.
+        tokenizer: that they were encoded with.
+    """
+
+    rows: Dataset
+    features: Dataset
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Predictions beside references, entry by entry.
+
+    Args:
+        predictions: (entries,) class indices, values or objects such as strings; (entries, labels) 0/1 for multi-label.
+        references: beside `predictions`; where several are right, each is a list of them.
+        losses: (entries,) loss of each, for finding the worst.
+        probabilities: (entries, labels), or None where the task has none.
+        likelihood: (entries, 3) float64, or None where the task has none: summed negative log-likelihood in nats of the
+            tokens to be predicted, how many there are, and how many are the model's first choice.
+        rows: (entries,) row of each; None: they are the rows, in their order.
     """
 
     predictions: np.ndarray
     references: np.ndarray
     losses: np.ndarray
     probabilities: np.ndarray | None = None
+    likelihood: np.ndarray | None = None
+    rows: np.ndarray | None = None
+
+
+class Criterion(Protocol):
+    """A loss, as a task uses it."""
+
+    def compute(self, logits: Tensor, labels: Tensor, num_items: int | Tensor | None) -> Tensor:
+        """See `losses.Loss.compute`."""
+
+
+Collator: TypeAlias = Callable[[list[dict[str, Any]]], Mapping[str, Any]]
 
 
 class Task(Component):
@@ -60,11 +94,18 @@ class Task(Component):
     text_columns: ClassVar[tuple[str, ...]]
     """Columns that are read by the model; those after the first are optional."""
     label_column: ClassVar[str | None] = None
+    generates: ClassVar[bool] = False
+    """Whether answers are generated token by token, so that they take much longer than the loss."""
+
+    @property
+    def targets(self) -> Targets:
+        """Kind of what the loss compares logits with; see `losses.Loss.targets`."""
+        return "classes"
 
     @property
     def default_loss(self) -> str:
         """Name of the loss this task trains with unless the recipe names one."""
-        raise NotImplementedError
+        return "cross_entropy"
 
     @property
     def default_metrics(self) -> tuple[str, ...]:
@@ -86,7 +127,11 @@ class Task(Component):
 
     def label_problem(self, value: Any) -> str | None:
         """Why a cell of the label column is not a legal label, or None."""
-        raise NotImplementedError
+        return None
+
+    def row_problems(self, rows: Dataset) -> dict[int, str]:
+        """What is wrong between the cells of rows whose single cells are legal, by row."""
+        return {}
 
     def class_of(self, value: Any) -> str | None:
         """Name of the class a label belongs to, or None where classes make no sense."""
@@ -100,12 +145,64 @@ class Task(Component):
         """Features of `rows`, one or more per row, with column `ROW`; labels only where the rows carry them."""
         raise NotImplementedError
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
-        """Function from a list of features to a padded batch of tensors."""
+    def lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Sequence[int] | None:
+        """Tokens of each row if none were cut; None where encoding cuts nothing off."""
+        there = [column for column in self.text_columns if column in rows.column_names]
+        return [len(ids) for ids in self.encode(rows.select_columns(there), tokenizer, 2**30)["input_ids"]]
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
+        """Function from a list of features to a padded batch of tensors; keeps `ROW` and `labels` where there are."""
         raise NotImplementedError
 
-    def decode(self, logits: np.ndarray, references: np.ndarray) -> Scored:
-        """Model outputs of encoded rows as predictions and references."""
+    def evaluation_collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
+        """What `collator` is while training, for evaluation; another where training batches are drawn at random."""
+        return self.collator(tokenizer)
+
+    def forward(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> Any:
+        """The model's output for one collated batch, which may hold labels; no loss is computed."""
+        return model(**{name: value for name, value in batch.items() if name not in ("labels", ROW)})
+
+    def logits(self, output: Any) -> Tensor:
+        """What of a model's output the labels are compared with: (rows, ..., classes)."""
+        logits: Tensor = output["logits"] if isinstance(output, Mapping) else output[0]
+        return logits
+
+    def aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (..., classes) and the labels (...) that each of them should predict."""
+        return logits, labels
+
+    def items(self, batch: Mapping[str, Any]) -> Tensor:
+        """How many label values a batch holds: what the summed loss of an optimizer step is divided by."""
+        items: Tensor = (batch["labels"] != IGNORED).sum()
+        return items
+
+    def loss(self, output: Any, batch: Mapping[str, Any], *, criterion: Criterion, items: Tensor) -> Tensor:
+        """Scalar loss of one micro-batch.
+
+        Args:
+            output: of `forward`.
+            items: of the whole optimizer step, see `items`; dividing by it makes k micro-batches equal one batch.
+        """
+        logits, labels = self.aligned(self.logits(output), batch["labels"])
+        return criterion.compute(logits, labels, items)
+
+    def read(
+        self, model: PreTrainedModel, batch: Mapping[str, Any], output: Any, *, generate: bool = True
+    ) -> list[Any]:
+        """What decoding needs of a model's output: one entry per feature of the batch, on the CPU.
+
+        Args:
+            output: of `forward` for this batch.
+            generate: whether a task that generates should do so; without, only the likelihood is read.
+        """
+        return list(self.logits(output).float().cpu().numpy())
+
+    def references(self, encoded: Encoded) -> np.ndarray:
+        """What predictions are compared with; see `Scored.references`."""
+        raise NotImplementedError
+
+    def decode(self, outputs: Sequence[Any], encoded: Encoded) -> Scored:
+        """What was read of every feature, as predictions beside references."""
         raise NotImplementedError
 
     def rows(self, inputs: Sequence[Any]) -> Dataset:
@@ -116,17 +213,17 @@ class Task(Component):
         """
         raise NotImplementedError
 
-    def answers(self, logits: np.ndarray) -> list[dict[str, Any]]:
-        """What an application gets for each row of `logits`."""
+    def answers(self, outputs: Sequence[Any], encoded: Encoded) -> list[dict[str, Any]]:
+        """What an application gets for each row, from what was read of every feature."""
         raise NotImplementedError
 
     def describe(self, value: Any) -> str:
         """A prediction or reference in words, for reports."""
-        raise NotImplementedError
+        return str(value)
 
-    def forward(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> Any:
-        """Logits of one collated batch, (rows, labels)."""
-        return model(**batch).logits
+    def shown(self, row: Mapping[str, Any]) -> str:
+        """A row in words, for reports."""
+        return PART_SEPARATOR.join(str(row[column]) for column in self.text_columns if column in row)
 
 
 tasks: Registry[Task] = Registry("peftkit.tasks", "task")

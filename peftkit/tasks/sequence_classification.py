@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from peftkit.errors import DataError
-from peftkit.tasks import ROW, Head, Scored, Task, tasks
+from peftkit.labels import Targets
+from peftkit.tasks import ROW, Collator, Encoded, Head, Scored, Task, tasks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +23,7 @@ _LOSSES = {
     "multi_label": "binary_cross_entropy",
     "regression": "mean_squared_error",
 }
+_TARGETS: dict[str, Targets] = {"single_label": "classes", "multi_label": "flags", "regression": "numbers"}
 _METRICS = {
     "single_label": ("accuracy", "f1_macro", "matthews_correlation"),
     "multi_label": ("f1_micro", "f1_macro", "accuracy"),
@@ -78,6 +80,11 @@ class SequenceClassification(Task):
 
     def _least_labels(self) -> int:
         return 1 if self.problem_type == "multi_label" else 2
+
+    @property
+    def targets(self) -> Targets:
+        """Classes, flags or numbers."""
+        return _TARGETS[self.problem_type]
 
     @property
     def default_loss(self) -> str:
@@ -222,17 +229,26 @@ class SequenceClassification(Task):
             return indices[0]
         return [float(index in indices) for index in range(len(self.label_names))]
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Pads each batch to its own longest row."""
         from transformers import DataCollatorWithPadding
 
-        return DataCollatorWithPadding(tokenizer)
+        padded: Collator = DataCollatorWithPadding(tokenizer)
+        return padded
 
-    def decode(self, logits: np.ndarray, references: np.ndarray) -> Scored:
-        """Predictions, probabilities and per-row losses of (rows, labels) logits."""
+    def references(self, encoded: Encoded) -> np.ndarray:
+        """Class indices, flags or values; see `Task.references`."""
         import numpy as np
 
-        logits = logits.astype(np.float64)
+        kind = np.int64 if self.problem_type == "single_label" else np.float64
+        return np.asarray(encoded.features["labels"], kind)
+
+    def decode(self, outputs: Sequence[Any], encoded: Encoded) -> Scored:
+        """Predictions, probabilities and per-row losses of one array (labels,) of logits per row."""
+        import numpy as np
+
+        references = self.references(encoded)
+        logits = self._logits(outputs)
         if self.problem_type == "regression":
             values = logits[:, 0]
             return Scored(values, references, np.square(values - references))
@@ -244,6 +260,12 @@ class SequenceClassification(Task):
         log_sums = np.log(np.exp(shifted).sum(axis=1))
         losses = log_sums - shifted[np.arange(len(references)), references]
         return Scored(logits.argmax(axis=1), references, losses, probabilities)
+
+    def _logits(self, outputs: Sequence[Any]) -> np.ndarray:
+        """(rows, labels) float64."""
+        import numpy as np
+
+        return np.asarray(outputs, np.float64).reshape(len(outputs), max(1, len(self.label_names)))
 
     def _probabilities(self, logits: np.ndarray) -> np.ndarray:
         import numpy as np
@@ -281,11 +303,9 @@ class SequenceClassification(Task):
             "give a string, a pair of strings, or a mapping with 'text' (and 'text_pair')"
         )
 
-    def answers(self, logits: np.ndarray) -> list[dict[str, Any]]:
+    def answers(self, outputs: Sequence[Any], encoded: Encoded) -> list[dict[str, Any]]:
         """label, probability and all probabilities; labels for multi-label; value for regression."""
-        import numpy as np
-
-        logits = logits.astype(np.float64)
+        logits = self._logits(outputs)
         if self.problem_type == "regression":
             return [{"value": float(value)} for value in logits[:, 0]]
         names = self.label_names

@@ -23,7 +23,8 @@ from peftkit.training.checkpoints import newest_whole
 from peftkit.training.environment import check_environment
 from peftkit.training.prepare import check_metrics, completed, find_problems, load_rows, prepare_data
 from peftkit.training.record import Outcome, Timing, build_result, model_record, score_splits
-from peftkit.training.trainer import HookedTrainer, Setup, build_trainer
+from peftkit.training.setup import Setup
+from peftkit.training.trainer import HookedTrainer, build_trainer
 from peftkit.training.tuning import check_method, tuned_model
 from peftkit.training.verify import check_best_score, check_reload
 
@@ -119,7 +120,7 @@ def check(recipe: Recipe, *, options: RunOptions = _DEFAULTS) -> CheckReport:
     return CheckReport(
         source=loaded.source,
         rows={split: len(rows) for split, rows in loaded.splits.items()},
-        label_names=tuple(task.head().config.get("label2id", ())),
+        label_names=task.label_names,
         errors=tuple(errors),
         warnings=tuple(warnings),
         notes=loaded.notes,
@@ -162,13 +163,13 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     for line in (*data.loaded.notes, *data.warnings):
         console.print(f"note: {line}")
     recipe = completed(recipe, data)
-    check_metrics(recipe, data.features)
+    check_metrics(recipe, data)
     (run_dir / RECIPE_FILE).write_text(recipe.to_yaml(), "utf-8")
 
     storage = storage_of(recipe, data.task.head(), dtype=environment.weight_dtype)
     base = tuned_model(recipe, data, tokenizer, storage=storage, trust_remote_code=options.trust_remote_code)
     described = model_record(base)
-    setup = Setup(recipe, base.model, tokenizer, data.features, environment, data.place)
+    setup = Setup(recipe, base.model, data, environment)
     progress = ShowProgress(console, rows_per_step=recipe.training.batch_size * recipe.training.accumulation_steps)
     trainer = build_trainer(setup, run_dir / CHECKPOINTS_DIR, callbacks=[progress, *recipe.method.callbacks()])
     with timing.training():

@@ -51,6 +51,21 @@ class LabelRule:
 
 
 @dataclass(frozen=True)
+class RowRules:
+    """What makes a legal row.
+
+    Args:
+        text_columns: what the model reads; rows are compared by these, exactly.
+        label: None if the task has no label column.
+        row_problems: what is wrong between the cells of rows, by row; asked where every cell alone is legal.
+    """
+
+    text_columns: Sequence[str]
+    label: LabelRule | None = None
+    row_problems: Callable[[Dataset], Mapping[int, str]] | None = None
+
+
+@dataclass(frozen=True)
 class _Split:
     """The columns that matter of one split, read once.
 
@@ -79,10 +94,9 @@ class _Split:
 
 def check_data(
     splits: DatasetDict,
+    rules: RowRules,
     *,
-    text_columns: Sequence[str],
-    label: LabelRule | None,
-    token_lengths: Callable[[Dataset], Sequence[int]] | None,
+    token_lengths: Callable[[Dataset], Sequence[int] | None] | None,
     max_length: int,
 ) -> list[Finding]:
     """All findings: errors first, then warnings, each kind once per split.
@@ -91,20 +105,19 @@ def check_data(
 
     Args:
         splits: rows with the task's column names.
-        text_columns: what the model reads; rows are compared by these, exactly.
-        label: None if the task has no label column.
-        token_lengths: untruncated tokens of each row, special tokens included; asked only of splits without errors.
+        token_lengths: untruncated tokens of each row, special tokens included, or None where nothing is cut; asked only
+            of splits without errors.
         max_length: tokens that truncation leaves.
     """
     findings: list[Finding] = []
     sound: list[_Split] = []
     for name, rows in splits.items():
-        errors = _column_errors(name, rows, text_columns=text_columns, label=label)
+        errors = _column_errors(name, rows, rules)
         if not errors:
-            split, errors = _read(name, rows, text_columns=text_columns, label=label)
+            split, errors = _read(name, rows, rules)
             sound.append(split)
-        if not errors and token_lengths is not None:
-            findings += _over_length(split, token_lengths(rows), max_length)
+        if not errors and token_lengths is not None and (lengths := token_lengths(rows)) is not None:
+            findings += _over_length(split, lengths, max_length)
         findings += [Finding("error", message) for message in errors]
     for split in sound:
         findings += _repeated(split)
@@ -115,9 +128,9 @@ def check_data(
     return sorted(findings, key=lambda finding: finding.severity)
 
 
-def _column_errors(name: str, rows: Dataset, *, text_columns: Sequence[str], label: LabelRule | None) -> list[str]:
+def _column_errors(name: str, rows: Dataset, rules: RowRules) -> list[str]:
     present = [column for column in rows.column_names if column != ORIGIN]
-    wanted = [*text_columns, *([label.column] if label else [])]
+    wanted = [*rules.text_columns, *([rules.label.column] if rules.label else [])]
     errors = [
         f"split {name!r} has no column {column!r} (it has: {', '.join(present)}); "
         f"map it in the recipe with  data.columns: {{{column}: ...}}"
@@ -129,9 +142,8 @@ def _column_errors(name: str, rows: Dataset, *, text_columns: Sequence[str], lab
     return errors
 
 
-def _read(
-    name: str, rows: Dataset, *, text_columns: Sequence[str], label: LabelRule | None
-) -> tuple[_Split, list[str]]:
+def _read(name: str, rows: Dataset, rules: RowRules) -> tuple[_Split, list[str]]:
+    text_columns, label = rules.text_columns, rules.label
     table = rows.select_columns([*dict.fromkeys([*text_columns, *([label.column] if label else [])])])[:]
     origins = rows.select_columns([ORIGIN])[:][ORIGIN] if ORIGIN in rows.column_names else None
     blank = {column: [is_blank(value) for value in table[column]] for column in text_columns}
@@ -163,6 +175,9 @@ def _read(
             f"split {name!r} has {_rows(len(problems))} without a legal label in column {label.column!r}: "
             f"{split.places(list(problems), problems)}; correct or remove them, or leave the split out"
         )
+    if not errors and rules.row_problems is not None and (found := rules.row_problems(rows)):
+        where = split.places(sorted(found), found)
+        errors.append(f"split {name!r} has {_rows(len(found))} unfit to learn from: {where}; correct or remove them")
     return split, errors
 
 

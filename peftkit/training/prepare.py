@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from peftkit.data import ORIGIN, LoadedData
 from peftkit.data.fingerprint import fingerprint
 from peftkit.data.progress_bars import hidden_progress_bars
-from peftkit.errors import DataError, RecipeError
+from peftkit.errors import DataError
 from peftkit.recipe import Recipe
 from peftkit.results import DataRecord
-from peftkit.tasks import Task
-from peftkit.training.data_check import LabelRule, check_data
+from peftkit.tasks import Encoded, Task
+from peftkit.training.data_check import LabelRule, RowRules, check_data
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,13 +30,19 @@ class PreparedData:
         task: with everything filled in that depends on the data.
         loaded: rows by split and where they came from.
         features: encoded rows by split.
+        tokenizer: that they were encoded with.
         warnings: what the data check found that does not stop the run.
     """
 
     task: Task
     loaded: LoadedData
     features: Mapping[str, Dataset]
+    tokenizer: PreTrainedTokenizerBase
     warnings: tuple[str, ...]
+
+    def encoded(self, split: str) -> Encoded:
+        """The rows of a split beside their features."""
+        return Encoded(self.loaded.splits[split], self.features[split], self.tokenizer)
 
     def record(self) -> DataRecord:
         """The data's part of `run.json`."""
@@ -92,16 +98,18 @@ def find_problems(
     columns = loaded.splits[next(iter(loaded.splits))].column_names
     texts = [column for column in task.text_columns if column in columns]
 
-    def token_lengths(rows: Dataset) -> list[int]:
-        bare = rows.remove_columns([name for name in rows.column_names if name not in texts])
+    def token_lengths(rows: Dataset) -> Sequence[int] | None:
         with _tokenizing_bar(len(rows)):
-            return [len(ids) for ids in task.encode(bare, tokenizer, 2**30)["input_ids"]]
+            return task.lengths(rows, tokenizer)
 
     rule = None
     if task.label_column is not None:
         rule = LabelRule(task.label_column, problem=task.label_problem, class_of=task.class_of)
     findings = check_data(
-        loaded.splits, text_columns=texts, label=rule, token_lengths=token_lengths, max_length=recipe.model.max_length
+        loaded.splits,
+        RowRules(texts, rule, row_problems=task.row_problems),
+        token_lengths=token_lengths,
+        max_length=recipe.model.max_length,
     )
     errors = [finding.message for finding in findings if finding.severity == "error"]
     return errors, [finding.message for finding in findings if finding.severity == "warning"]
@@ -120,23 +128,22 @@ def prepare_data(recipe: Recipe, loaded: LoadedData, *, task: Task, tokenizer: P
     for split, rows in loaded.splits.items():
         with _tokenizing_bar(len(rows)):
             features[split] = task.encode(rows, tokenizer, recipe.model.max_length)
-    return PreparedData(task, loaded, features, tuple(warnings))
+    return PreparedData(task, loaded, features, tokenizer, tuple(warnings))
 
 
-def check_metrics(recipe: Recipe, features: Mapping[str, Dataset]) -> None:
+def check_metrics(recipe: Recipe, data: PreparedData) -> None:
     """Score the references against themselves, so that a metric that does not fit is found before training.
 
     Raises:
         DataError: a metric has no meaning for these labels.
         CapabilityError: a metric cannot be loaded here.
     """
-    import numpy as np
-
-    for split, rows in features.items():
-        if split != "train" or len(features) == 1:
-            references = np.asarray(rows["labels"])
+    for split in data.features:
+        if split != "train" or len(data.features) == 1:
+            references = data.task.references(data.encoded(split))
             for metric in recipe.metrics:
-                metric.compute(references, references)
+                if metric.measures == "answers":
+                    metric.check(references)
 
 
 def completed(recipe: Recipe, data: PreparedData) -> Recipe:
@@ -145,7 +152,7 @@ def completed(recipe: Recipe, data: PreparedData) -> Recipe:
     Raises:
         RecipeError: the loss does not fit the labels.
     """
-    from peftkit.losses import kind_of, losses
+    from peftkit.losses import losses
     from peftkit.metrics import metrics
 
     task = data.task
@@ -157,17 +164,12 @@ def completed(recipe: Recipe, data: PreparedData) -> Recipe:
             "best_metric": recipe.training.best_metric or scores[0].score_name,
         }
     )
-    for part in recipe.regularizers:
-        kind = kind_of(data.features["train"][0]["labels"])
-        if kind not in part.targets:
-            raise RecipeError(
-                f"regularizer {part.name!r} works with {' or '.join(sorted(part.targets))}, and the task's labels are "
-                f"{kind}; remove it from  regularizers"
-            )
+    features = data.features["train"]
+    labels = features["labels"] if "labels" in features.column_names else []
     return recipe.model_copy(
         update={
             "task": task,
-            "loss": loss.fitted(data.features["train"]["labels"], classes=len(task.label_names)),
+            "loss": loss.fitted(labels, classes=len(task.label_names)),
             "metrics": scores,
             "training": training,
         }

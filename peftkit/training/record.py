@@ -21,7 +21,6 @@ from peftkit.metrics.bootstrap import bootstrap_intervals
 from peftkit.metrics.classification_detail import classification_detail
 from peftkit.models import LoadedModel
 from peftkit.results import (
-    PART_SEPARATOR,
     CostRecord,
     HistoryPoint,
     Interval,
@@ -34,7 +33,8 @@ from peftkit.storage import parameter_count
 from peftkit.tasks import Scored
 from peftkit.training.environment import describe_environment
 from peftkit.training.prepare import PreparedData
-from peftkit.training.trainer import VALIDATION, HookedTrainer
+from peftkit.training.setup import VALIDATION
+from peftkit.training.trainer import HookedTrainer, compared, scores
 
 WORST_EXAMPLES = 20
 _TEXT_SHOWN = 600
@@ -96,20 +96,18 @@ def score_splits(trainer: HookedTrainer, data: PreparedData) -> dict[str, SplitR
 
 def _score_split(trainer: HookedTrainer, data: PreparedData, split: str) -> SplitRecord:
     began = time.perf_counter()
-    output = trainer.predict(data.features[split])
+    trainer.predict(data.features[split])
     seconds = time.perf_counter() - began
-    scored = data.task.decode(output.predictions, output.label_ids)
-    values: dict[str, float] = {}
+    scored = data.task.decode(trainer.outputs, data.encoded(split))
+    chosen = trainer.setup.recipe.metrics
     intervals: dict[str, Interval] = {}
-    for metric in trainer.setup.recipe.metrics:
-        values |= metric.compute(scored.predictions, scored.references)
-        intervals |= bootstrap_intervals(metric, scored.predictions, scored.references)
-    labels = tuple(data.task.head().config.get("label2id", ()))
+    for metric in chosen:
+        intervals |= bootstrap_intervals(metric, *compared(metric, scored))
     detail = None
     if scored.probabilities is not None and scored.references.ndim == 1:
-        detail = classification_detail(labels, scored.references, scored.probabilities)
+        detail = classification_detail(data.task.label_names, scored.references, scored.probabilities)
     return SplitRecord(
-        metrics=values,
+        metrics=scores(chosen, scored),
         intervals=intervals,
         classification=detail,
         worst=_worst(data, split, scored),
@@ -119,18 +117,18 @@ def _score_split(trainer: HookedTrainer, data: PreparedData, split: str) -> Spli
 
 def _worst(data: PreparedData, split: str, scored: Scored) -> tuple[WorstExample, ...]:
     rows = data.loaded.splits[split]
-    columns = [column for column in data.task.text_columns if column in rows.column_names]
-    order = scored.losses.argsort(kind="stable")[::-1][:WORST_EXAMPLES]
+    worst = [int(entry) for entry in scored.losses.argsort(kind="stable")[::-1][:WORST_EXAMPLES]]
+    at = {entry: entry if scored.rows is None else int(scored.rows[entry]) for entry in worst}
     return tuple(
         WorstExample(
-            row=int(row),
-            origin=data.origin(split, int(row)),
-            text=PART_SEPARATOR.join(str(rows[int(row)][column]) for column in columns)[:_TEXT_SHOWN],
-            reference=data.task.describe(scored.references[row]),
-            prediction=data.task.describe(scored.predictions[row]),
-            loss=float(scored.losses[row]),
+            row=row,
+            origin=data.origin(split, row),
+            text=data.task.shown(rows[row])[:_TEXT_SHOWN],
+            reference=data.task.describe(scored.references[entry]),
+            prediction=data.task.describe(scored.predictions[entry]),
+            loss=float(scored.losses[entry]),
         )
-        for row in order
+        for entry, row in at.items()
     )
 
 

@@ -2,61 +2,39 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import (
     EarlyStoppingCallback,
-    EvalPrediction,
     PrinterCallback,
     Trainer,
     TrainerCallback,
-    TrainingArguments,
 )
 
-from peftkit.errors import RunError
-from peftkit.losses import IGNORED
-from peftkit.recipe import Recipe, TrainingOptions
+from peftkit.errors import RecipeError, RunError
+from peftkit.labels import IGNORED
+from peftkit.metrics import Metric
 from peftkit.regularizers import AtWork
-from peftkit.tasks import ROW, Task
+from peftkit.tasks import ROW, Collator, Scored
 from peftkit.training.batching import LengthGroupedSampler
 from peftkit.training.checkpoints import restore_tuned, save_tuned
-from peftkit.training.environment import Environment
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-VALIDATION = "validation"
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Everything a trainer is made of.
-
-    Args:
-        recipe: completed, see `prepare.completed`.
-        model: the method applied.
-        features: encoded rows by split.
-        place: a row of a split in words, for messages.
-    """
-
-    recipe: Recipe
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    features: Mapping[str, Dataset]
-    environment: Environment
-    place: Callable[[str, int], str]
+from peftkit.training.setup import VALIDATION, Setup, best_metric, engine_arguments
 
 
 class HookedTrainer(Trainer):
-    """`Trainer` that knows the rows of a batch, checks the first gradients and stops at a loss that is no number."""
+    """`Trainer` that trains and reads as the task says, knows the rows of a batch, checks the first gradients and stops
+    at a loss that is no number."""
 
     setup: Setup
+    loss_is_scaled_for_ga = True
+    outputs: Sequence[Any] = ()
+    """What the task has read of every feature in the last evaluation."""
+    reads_answers = False
+    """Whether answers are generated in evaluations that only watch the training."""
     regularizers: tuple[AtWork, ...] = ()
     repeating = False
     """Whether the pass that is under way only adds to the gradients of another over the same batch."""
@@ -89,23 +67,85 @@ class HookedTrainer(Trainer):
             set_learning_rates(optimizer, {self.model.get_parameter(name): rate for name, rate in rates.items()})
         return optimizer
 
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
+        # The engine counts labels where they stand; a task may compare them elsewhere, or with more than one divisor.
+        items = torch.stack([self.setup.recipe.task.items(batch) for batch in batch_samples]).sum(dim=0)
+        items = items.to(device).clamp(min=1)
+        if self.args.world_size > 1:
+            everywhere: torch.Tensor = self.accelerator.gather(items[None])
+            items = everywhere.sum(dim=0)
+        return items
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The task's loss of one micro-batch; while training with all penalties, each once per optimizer step."""
-        if not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
-        comparing = [part for part in self.regularizers if part.two_passes]
-        if comparing:
-            other, again = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
-            there = inputs["labels"] != IGNORED
-            items = there.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-            first, second = _logits(outputs)[there], _logits(again)[there]
-            loss = (loss + other) / 2 + sum(part.disagreement(first, second, items) for part in comparing)
-        for penalty in self._penalties():
-            loss = loss + penalty / self.current_gradient_accumulation_steps
+        items = self.setup.recipe.task.items(inputs).clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        loss, outputs = self._pass(model, inputs, items)
+        if model.training:
+            comparing = [part for part in self.regularizers if part.two_passes]
+            if comparing:
+                other, again = self._pass(model, inputs, items)
+                first, second = self._compared(outputs, inputs), self._compared(again, inputs)
+                loss = (loss + other) / 2 + sum(part.disagreement(first, second, items) for part in comparing)
+            for penalty in self._penalties():
+                loss = loss + penalty / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
+
+    def _pass(self, model: Any, inputs: Mapping[str, Any], items: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        task = self.setup.recipe.task
+        output = task.forward(model, inputs)
+        loss = task.loss(output, inputs, criterion=self.setup.criterion, items=items)
+        # Devices average their gradients, and the loss was divided by the items of all.
+        return loss * self.accelerator.num_processes, output
+
+    def _compared(self, output: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Logits (positions, classes) at positions that have a label."""
+        task = self.setup.recipe.task
+        logits, labels = task.aligned(task.logits(output), inputs["labels"])
+        chosen: torch.Tensor = logits[labels != IGNORED]
+        return chosen
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor, None, None]:
+        """The loss of one batch; what the task reads of it is kept in `outputs`."""
+        task = self.setup.recipe.task
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, output = self.compute_loss(model, inputs, return_outputs=True)
+            read = task.read(model, inputs, output, generate=self.reads_answers or not self.is_in_train)
+        self.outputs = [*self.outputs, *self.accelerator.gather_for_metrics(read, use_gather_object=True)]
+        return loss.detach() / self.accelerator.num_processes, None, None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The engine's, with the scores of what the task has read."""
+        self.outputs = []
+        loop = super().evaluation_loop(*args, **kwargs)
+        if self.is_in_train:
+            scored = self.setup.recipe.task.decode(self.outputs, self.setup.data.encoded(VALIDATION))
+            watched = [part for part in self.setup.recipe.metrics if self.reads_answers or part.measures != "answers"]
+            loop.metrics.update({f"eval_{name}": value for name, value in scores(watched, scored).items()})
+        return loop
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The engine's, with the task's collator for evaluation."""
+        with self._evaluation_batches():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """The engine's, with the task's collator for evaluation."""
+        with self._evaluation_batches():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _evaluation_batches(self) -> Iterator[None]:
+        task, tokenizer = self.setup.recipe.task, self.setup.data.tokenizer
+        self.data_collator: Collator = task.evaluation_collator(tokenizer)
+        try:
+            yield
+        finally:
+            self.data_collator = task.collator(tokenizer)
 
     def _penalties(self) -> Iterator[torch.Tensor]:
         if self.repeating:
@@ -152,7 +192,7 @@ class HookedTrainer(Trainer):
             self.repeating = False
 
     def _describe_loss(self, loss: torch.Tensor) -> str:
-        shown = ", ".join(self.setup.place("train", row) for row in self.batch_rows[:8])
+        shown = ", ".join(self.setup.data.place("train", row) for row in self.batch_rows[:8])
         more = f" and {len(self.batch_rows) - 8} more" if len(self.batch_rows) > 8 else ""
         return (
             f"the loss became {loss.item()} at step {self.state.global_step + 1}, on this batch: {shown}{more}; "
@@ -204,13 +244,6 @@ def _listed(names: Sequence[str]) -> str:
 def build_trainer(setup: Setup, checkpoints: Path, *, callbacks: Sequence[TrainerCallback]) -> HookedTrainer:
     """The trainer of a run; checkpoints go to the folder `checkpoints`."""
     recipe = setup.recipe
-    loss = recipe.loss
-    assert loss is not None  # `completed` recipes name their loss
-
-    def compute_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        # Many heads ignore num_items_in_batch and so scale accumulated gradients wrongly; our losses use it.
-        return loss.compute(_logits(outputs), labels, num_items_in_batch)
-
     callbacks = list(callbacks)
     if "tensorboard" in recipe.training.report_to:
         # The engine's own choice of folder lies among the checkpoints, which go when the run is finished.
@@ -222,115 +255,33 @@ def build_trainer(setup: Setup, checkpoints: Path, *, callbacks: Sequence[Traine
         callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))
     trainer = HookedTrainer(
         model=setup.model,
-        args=_arguments(setup, checkpoints),
-        train_dataset=setup.features.get("train"),
-        eval_dataset=setup.features.get(VALIDATION),
-        data_collator=recipe.task.collator(setup.tokenizer),
-        compute_loss_func=compute_loss,
-        compute_metrics=_scorer(recipe),
-        preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,
+        args=engine_arguments(setup, checkpoints),
+        train_dataset=setup.data.features.get("train"),
+        eval_dataset=setup.data.features.get(VALIDATION),
+        data_collator=recipe.task.collator(setup.data.tokenizer),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.setup = setup
+    trainer.reads_answers = not recipe.task.generates or best_metric(recipe).measures == "answers"
     trainer.regularizers = tuple(part.start(setup.model) for part in recipe.regularizers)
     return trainer
 
 
-def _logits(outputs: Any) -> torch.Tensor:
-    logits: torch.Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-    return logits
+def compared(metric: Metric, scored: Scored) -> tuple[Any, Any]:
+    """What a metric compares: predictions with references, or likelihoods with numbers of tokens."""
+    if metric.measures == "answers":
+        return scored.predictions, scored.references
+    if scored.likelihood is None:
+        raise RecipeError(
+            f"metrics: {metric.name!r} needs likelihoods of tokens, which the task does not have; remove it"
+        )
+    return scored.likelihood, scored.likelihood[:, 1]
 
 
-def _scorer(recipe: Recipe) -> Callable[[EvalPrediction], dict[str, float]]:
-    task: Task = recipe.task
-
-    def score(output: EvalPrediction) -> dict[str, float]:
-        scored = task.decode(output.predictions, output.label_ids)
-        values: dict[str, float] = {}
-        for metric in recipe.metrics:
-            values |= metric.compute(scored.predictions, scored.references)
-        return values
-
-    return score
-
-
-def total_steps(recipe: Recipe, rows: int, *, processes: int = 1) -> int:
-    """Optimizer steps of the whole run."""
-    training = recipe.training
-    if training.max_steps is not None:
-        return training.max_steps
-    return math.ceil(training.epochs * steps_per_epoch(recipe, rows, processes=processes))
-
-
-def steps_per_epoch(recipe: Recipe, rows: int, *, processes: int = 1) -> int:
-    """Optimizer steps of one pass over the training rows."""
-    training = recipe.training
-    batches = math.ceil(rows / (training.batch_size * processes))
-    return math.ceil(batches / training.accumulation_steps)
-
-
-def _arguments(setup: Setup, checkpoints: Path) -> TrainingArguments:
-    training = setup.recipe.training
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        run_name=setup.recipe.name,
-        seed=setup.recipe.seed,
-        data_seed=setup.recipe.seed,
-        use_cpu=setup.environment.device == "cpu",
-        bf16=setup.environment.precision == "bf16",
-        fp16=setup.environment.precision == "fp16",
-        logging_steps=training.logging_steps,
-        logging_nan_inf_filter=False,  # a NaN stops the run instead of being left out of the curve
-        report_to=[name for name in training.report_to if name != "tensorboard"] or "none",
-        restore_callback_states_from_checkpoint=True,
-        dataloader_num_workers=training.data_workers,
-        dataloader_pin_memory=setup.environment.device == "cuda",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        label_names=["labels"],
-        **_optimization(training),
-        **_evaluation(setup),
-    )
-    if arguments.n_gpu > 1:
-        # Without a launcher the engine would use nn.DataParallel, which is slower and breaks exact loss normalisation.
-        arguments._n_gpu = 1
-    return arguments
-
-
-def _optimization(training: TrainingOptions) -> dict[str, Any]:
-    return {
-        "num_train_epochs": training.epochs,
-        "max_steps": training.max_steps or -1,
-        "per_device_train_batch_size": training.batch_size,
-        "per_device_eval_batch_size": training.eval_batch_size,
-        "gradient_accumulation_steps": training.accumulation_steps,
-        "learning_rate": training.learning_rate,
-        "lr_scheduler_type": training.scheduler,
-        "warmup_steps": training.warmup_steps,
-        "optim": training.optimizer,
-        "weight_decay": training.weight_decay,
-        "max_grad_norm": training.max_grad_norm,
-        "activation_checkpointing": training.gradient_checkpointing,
-        # The reentrant form loses the gradients of adapters on a frozen base.
-        "activation_checkpointing_kwargs": {"use_reentrant": False},
-    }
-
-
-def _evaluation(setup: Setup) -> dict[str, Any]:
-    """When to evaluate and save, and which checkpoint to keep; without validation rows the last one."""
-    training = setup.recipe.training
-    # The best counts too; and with a limit of 1 the engine deletes the newest when it stops: nothing could be resumed.
-    cadence: dict[str, Any] = {"save_strategy": "epoch", "save_total_limit": training.keep_checkpoints + 1}
-    if isinstance(training.evaluate_every, int):
-        cadence |= {"save_strategy": "steps", "save_steps": training.evaluate_every}
-    if VALIDATION not in setup.features:
-        return cadence | {"eval_strategy": "no"}
-    best = next(metric for metric in setup.recipe.metrics if metric.score_name == training.best_metric)
-    return cadence | {
-        "eval_strategy": cadence["save_strategy"],
-        "eval_steps": cadence.get("save_steps"),
-        "load_best_model_at_end": not setup.recipe.method.runs_to_the_end,
-        "metric_for_best_model": f"eval_{best.score_name}",
-        "greater_is_better": best.greater_is_better,
-    }
+def scores(chosen: Sequence[Metric], scored: Scored) -> dict[str, float]:
+    """The values of some metrics by name."""
+    values: dict[str, float] = {}
+    for metric in chosen:
+        values |= metric.compute(*compared(metric, scored))
+    return values

@@ -25,7 +25,7 @@ from peftkit.models import (
 from peftkit.recipe import Recipe
 from peftkit.tasks import ROW, Head
 from peftkit.training.prepare import PreparedData
-from peftkit.training.trainer import steps_per_epoch, total_steps
+from peftkit.training.setup import steps_per_epoch, total_steps
 
 
 def check_method(
@@ -86,11 +86,8 @@ def _batches(
 
     def batches() -> Iterator[Mapping[str, torch.Tensor]]:
         rows = data.features["train"].shuffle(seed=recipe.seed)
-        inputs = [name for name in rows.column_names if name not in (ROW, "labels")]
-        loader = DataLoader(
-            rows.select_columns(inputs), batch_size=recipe.training.batch_size, collate_fn=data.task.collator(tokenizer)
-        )
+        loader = DataLoader(rows, batch_size=recipe.training.batch_size, collate_fn=data.task.collator(tokenizer))
         for batch in loader:
-            yield {name: tensor.to(device) for name, tensor in batch.items()}
+            yield {name: tensor.to(device) for name, tensor in batch.items() if name not in (ROW, "labels")}
 
     return batches

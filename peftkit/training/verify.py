@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 
 from peftkit.errors import RunError
-from peftkit.models import Storage, load_tuned, logits_of, on_device
+from peftkit.models import Storage, load_tuned, on_device
+from peftkit.outputs import logits_of
 from peftkit.results import SplitRecord
-from peftkit.training.trainer import VALIDATION, HookedTrainer
+from peftkit.training.setup import VALIDATION
+from peftkit.training.trainer import HookedTrainer
 
 PROBE_ROWS = 8
 _SCORE_TOLERANCE = 1e-3  # evaluation on a GPU is not bit-exact; the wrong checkpoint differs by far more
@@ -41,11 +43,10 @@ def check_reload(trainer: HookedTrainer, *, storage: Storage, run_dir: Path) -> 
         RunError: the logits differ; the message tells by how much.
     """
     setup = trainer.setup
-    features = next(iter(setup.features.values()))
+    features = next(iter(setup.data.features.values()))
     probe = features.select(range(min(PROBE_ROWS, len(features))))
     recipe = setup.recipe
-    rows = [{key: value for key, value in row.items() if key in setup.tokenizer.model_input_names} for row in probe]
-    batch = recipe.task.collator(setup.tokenizer)(rows)
+    batch = recipe.task.evaluation_collator(setup.data.tokenizer)(probe.to_list())
     trained = logits_of(trainer.model.eval(), batch, task=recipe.task)
     loaded = load_tuned(run_dir, recipe.model, recipe.task.head(), storage=storage)
     reloaded = logits_of(on_device(loaded.model, trainer.args.device), batch, task=recipe.task)

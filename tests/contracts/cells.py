@@ -13,7 +13,8 @@ import transformers
 
 from peftkit.errors import CapabilityError
 from peftkit.methods import TuningContext, TuningMethod, methods
-from peftkit.models import autocast, load_adapter_onto, make_room, quiet_libraries, to_float32_masters
+from peftkit.models import load_adapter_onto, make_room, quiet_libraries, to_float32_masters
+from peftkit.outputs import autocast
 from peftkit.quantization import quantizers
 
 Checkpoint = Callable[[str], Path]

@@ -17,7 +17,6 @@ from peftkit.models import (
     Storage,
     load_model,
     load_tuned,
-    logits_of,
     make_room,
     merge_adapter,
     on_device,
@@ -25,6 +24,7 @@ from peftkit.models import (
     skeleton,
     to_float32_masters,
 )
+from peftkit.outputs import logits_of
 from peftkit.quantization import quantizers
 from peftkit.recipe import ModelSpec
 from peftkit.tasks import Head, Task, tasks

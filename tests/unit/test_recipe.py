@@ -136,6 +136,11 @@ def test_a_resolved_recipe_reads_back_equal_with_every_component(kind: str, spec
     values = yaml.safe_load(FULL)
     lists = {"metric": "metrics", "regularizer": "regularizers"}
     values[lists.get(kind, kind)] = [spec] if kind in lists else spec
+    if kind == "loss":
+        task = {"binary_cross_entropy": "multi_label", "mean_squared_error": "regression"}.get(spec["name"])
+        values["task"] = {"name": "sequence_classification", "problem_type": task or "single_label"}
+    if kind == "task":  # the loss and the regularizers are for labels that are classes
+        values |= {"loss": None, "regularizers": []}
     recipe = Recipe.from_values(values, origin="test")
     again = Recipe.from_text(recipe.to_yaml())
     assert again == recipe

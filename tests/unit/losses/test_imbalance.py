@@ -161,16 +161,33 @@ def test_balanced_weights_come_from_the_counts() -> None:
     [
         ({"name": "focal", "class_weights": "balanced"}, [0, 0], DataError, "class 1 has no training rows"),
         ({"name": "focal", "class_weights": [1.0]}, [0, 1], RecipeError, "has 1 numbers, the task has 2 classes"),
-        ("earth_mover", [[1.0, 0.0]], RecipeError, "'earth_mover' compares with classes, .* labels are flags"),
-        ("cross_entropy", [0.5], RecipeError, "'cross_entropy' compares with classes, .* labels are numbers"),
-        ("mean_squared_error", [1], RecipeError, "'mean_squared_error' compares with numbers, .* labels are classes"),
-        ("binary_cross_entropy", [[0, 1]], RecipeError, "compares with flags, and the task's labels are classes"),
-        ("focal", [0.5], RecipeError, "'focal' compares with classes or flags, and the task's labels are numbers"),
     ],
 )
-def test_loss_that_does_not_fit_the_labels_is_refused(spec: Any, labels: Any, kind: Any, message: str) -> None:
+def test_weights_that_do_not_fit_the_labels_are_refused(spec: Any, labels: Any, kind: Any, message: str) -> None:
     with pytest.raises(kind, match=message):
         losses.build(spec).fitted(labels, classes=2)
+
+
+@pytest.mark.parametrize(
+    ("part", "problem_type", "message"),
+    [
+        ({"loss": "earth_mover"}, "multi_label", "loss: 'earth_mover' works with classes, .* are flags; remove it"),
+        ({"loss": "cross_entropy"}, "regression", "loss: 'cross_entropy' works with classes, .* are numbers"),
+        ({"loss": "mean_squared_error"}, "single_label", "'mean_squared_error' works with numbers, .* are classes"),
+        ({"loss": "binary_cross_entropy"}, "single_label", "works with flags, and the labels of task 'sequence_"),
+        ({"loss": "focal"}, "regression", "'focal' works with classes or flags, .* are numbers"),
+        ({"regularizers": ["fgm", "r_drop"]}, "regression", "regularizers: 'r_drop' works with classes, "),
+    ],
+)
+def test_part_that_does_not_fit_the_labels_is_refused(part: Any, problem_type: str, message: str) -> None:
+    values = {
+        "model": "m",
+        "task": {"name": "sequence_classification", "problem_type": problem_type},
+        "data": {"name": "files", "train": "a.csv"},
+        "method": "lora",
+    }
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_values(values | part, origin="test")
 
 
 @pytest.mark.training

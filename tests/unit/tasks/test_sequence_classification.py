@@ -13,13 +13,20 @@ from torch.nn import functional
 
 from peftkit.errors import DataError
 from peftkit.losses import losses
-from peftkit.tasks import ROW, tasks
+from peftkit.tasks import ROW, Encoded, tasks
 from peftkit.tasks.sequence_classification import SequenceClassification
 
 SINGLE = SequenceClassification(labels=["neg", "pos", "mixed"])
 MULTI = SequenceClassification(labels=["a", "b", "c"], problem_type="multi_label")
 REGRESSION = SequenceClassification(problem_type="regression")
 ROWS, WIDTH = 41, 3
+
+
+def labelled(references: Any) -> Encoded:
+    return Encoded(Dataset.from_dict({}), Dataset.from_dict({"labels": references}), tokenizer=None)
+
+
+UNLABELLED = Encoded(Dataset.from_dict({}), Dataset.from_dict({}), tokenizer=None)
 
 
 @pytest.fixture
@@ -58,10 +65,10 @@ def test_head_fits_a_model_and_default_loss(task: SequenceClassification, tiny_b
     labels = {"single_label": ["pos", "neg"], "multi_label": [["a"], []], "regression": [0.5, 2]}[task.problem_type]
     features = task.encode(Dataset.from_dict({"text": ["kind", "rude film"], "label": labels}), tokenizer, 16)
     batch = task.collator(tokenizer)([{k: v for k, v in row.items() if k != ROW} for row in features])
-    targets = batch.pop("labels")
+    targets = batch["labels"]
     with torch.no_grad():
-        scores = task.forward(model, batch)
-        own = model(**batch, labels=targets).loss
+        scores = task.logits(task.forward(model, batch))
+        own = model(**batch).loss
     assert scores.shape == (2, max(1, len(task.label_names)))
     # transformers' loss for the same problem_type is the reference
     torch.testing.assert_close(losses.build(task.default_loss).compute(scores, targets, None), own)
@@ -146,7 +153,7 @@ def test_collator_pads_to_the_longest_of_the_batch(tokenizer: Any) -> None:
 
 def test_decode_single_label_against_torch(logits: np.ndarray) -> None:
     references = np.random.default_rng(1).integers(WIDTH, size=ROWS)
-    scored = SINGLE.decode(logits, references)
+    scored = SINGLE.decode(logits, labelled(references))
     wide = torch.from_numpy(logits).double()
     np.testing.assert_array_equal(scored.predictions, wide.argmax(1).numpy())
     np.testing.assert_array_equal(scored.references, references)
@@ -157,7 +164,7 @@ def test_decode_single_label_against_torch(logits: np.ndarray) -> None:
 
 def test_decode_multi_label_against_torch(logits: np.ndarray) -> None:
     references = np.random.default_rng(1).integers(2, size=(ROWS, WIDTH)).astype(np.float32)
-    scored = MULTI.decode(logits, references)
+    scored = MULTI.decode(logits, labelled(references))
     wide, flags = torch.from_numpy(logits).double(), torch.from_numpy(references).double()
     np.testing.assert_array_equal(scored.predictions, (wide > 0).int().numpy())
     np.testing.assert_array_equal(scored.references, references.astype(int))
@@ -167,7 +174,7 @@ def test_decode_multi_label_against_torch(logits: np.ndarray) -> None:
 
 
 def test_decode_regression() -> None:
-    scored = REGRESSION.decode(np.array([[1.5], [-2.0]], np.float32), np.array([1.0, 1.0]))
+    scored = REGRESSION.decode(np.array([[1.5], [-2.0]], np.float32), labelled(np.array([1.0, 1.0])))
     assert scored.predictions.tolist() == [1.5, -2.0]
     assert scored.losses.tolist() == [0.25, 9.0]
     assert scored.probabilities is None
@@ -176,44 +183,46 @@ def test_decode_regression() -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_decode_survives_extreme_logits(dtype: type) -> None:
     far = np.array([[60000.0, -60000.0, 0.0]], dtype)
-    scored = SINGLE.decode(far, np.array([1]))
+    scored = SINGLE.decode(far, labelled(np.array([1])))
     # float16 has no 60000 exactly: its nearest is 60000 = 58.59375 * 1024
     assert scored.losses[0] == pytest.approx(120000, rel=1e-3)
     assert scored.probabilities is not None
     assert scored.probabilities[0].tolist() == [1.0, 0.0, 0.0]
-    several = MULTI.decode(far, np.array([[0, 0, 1]]))
+    several = MULTI.decode(far, labelled(np.array([[0, 0, 1]])))
     assert several.losses[0] == pytest.approx((60000 + 0 + np.log(2)) / 3, rel=1e-3)
     assert np.isfinite(several.probabilities).all()
 
 
 def test_decode_of_one_row_and_of_none() -> None:
-    assert SINGLE.decode(np.zeros((1, 3), np.float32), np.array([2])).losses.tolist() == [pytest.approx(np.log(3))]
-    assert len(SINGLE.decode(np.zeros((0, 3), np.float32), np.zeros(0, int)).predictions) == 0
+    one = SINGLE.decode(np.zeros((1, 3), np.float32), labelled(np.array([2])))
+    assert one.losses.tolist() == [pytest.approx(np.log(3))]
+    assert len(SINGLE.decode(np.zeros((0, 3), np.float32), labelled(np.zeros(0, int))).predictions) == 0
 
 
 def test_answers_name_labels_and_agree_with_decode(logits: np.ndarray) -> None:
-    scored = SINGLE.decode(logits, np.zeros(ROWS, int))
-    answers = SINGLE.answers(logits)
+    scored = SINGLE.decode(logits, labelled(np.zeros(ROWS, int)))
+    answers = SINGLE.answers(logits, UNLABELLED)
     assert [answer["label"] for answer in answers] == [SINGLE.label_names[index] for index in scored.predictions]
     for answer, row in zip(answers, scored.probabilities, strict=True):
         assert answer["probabilities"] == dict(zip(("neg", "pos", "mixed"), row.tolist(), strict=True))
         assert answer["probability"] == max(row)
-    several = MULTI.decode(logits, np.zeros((ROWS, WIDTH)))
-    for answer, flags in zip(MULTI.answers(logits), several.predictions, strict=True):
+    several = MULTI.decode(logits, labelled(np.zeros((ROWS, WIDTH))))
+    for answer, flags in zip(MULTI.answers(logits, UNLABELLED), several.predictions, strict=True):
         assert answer["labels"] == [name for name, flag in zip("abc", flags, strict=True) if flag]
 
 
 def test_answers_agree_with_decode_where_probabilities_are_equal() -> None:
     # 1e-17 is lost in exp(), not in the comparison of logits
     near = np.array([[0.0, 1e-17, -5.0]])
-    assert SINGLE.answers(near)[0]["label"] == SINGLE.label_names[SINGLE.decode(near, np.array([0])).predictions[0]]
-    assert MULTI.answers(near)[0]["labels"] == ["b"]
-    assert MULTI.decode(near, np.zeros((1, 3))).predictions.tolist() == [[0, 1, 0]]
+    chosen = SINGLE.decode(near, labelled(np.array([0]))).predictions[0]
+    assert SINGLE.answers(near, UNLABELLED)[0]["label"] == SINGLE.label_names[chosen]
+    assert MULTI.answers(near, UNLABELLED)[0]["labels"] == ["b"]
+    assert MULTI.decode(near, labelled(np.zeros((1, 3)))).predictions.tolist() == [[0, 1, 0]]
 
 
 def test_answers_of_regression_are_plain_floats() -> None:
-    assert REGRESSION.answers(np.array([[0.5]], np.float32)) == [{"value": 0.5}]
-    assert type(REGRESSION.answers(np.array([[0.5]], np.float32))[0]["value"]) is float
+    assert REGRESSION.answers(np.array([[0.5]], np.float32), UNLABELLED) == [{"value": 0.5}]
+    assert type(REGRESSION.answers(np.array([[0.5]], np.float32), UNLABELLED)[0]["value"]) is float
 
 
 def test_describe_uses_words() -> None:

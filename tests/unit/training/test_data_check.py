@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from peftkit.data import ORIGIN
-from peftkit.training.data_check import Finding, LabelRule, check_data, is_blank
+from peftkit.training.data_check import Finding, LabelRule, RowRules, check_data, is_blank
 
 CLASSES = ("neg", "pos", "mixed")
 
@@ -33,9 +33,8 @@ def balanced(count: int, *, file: str | None = None) -> Dataset:
 
 
 def check(label: LabelRule | None = RULE, lengths: Any = None, max_length: int = 8, **splits: Dataset) -> list[Finding]:
-    return check_data(
-        DatasetDict(splits), text_columns=("text",), label=label, token_lengths=lengths, max_length=max_length
-    )
+    rules = RowRules(("text",), label)
+    return check_data(DatasetDict(splits), rules, token_lengths=lengths, max_length=max_length)
 
 
 def messages(findings: Sequence[Finding], severity: str) -> list[str]:
@@ -169,9 +168,8 @@ def test_only_exactly_equal_text_is_a_duplicate() -> None:
 
 def test_rows_are_compared_by_all_text_columns() -> None:
     data = Dataset.from_dict({"text": ["a", "a", "a"], "text_pair": ["x", "y", "x"], "label": ["pos", "neg", "pos"]})
-    found = check_data(
-        DatasetDict(train=data), text_columns=("text", "text_pair"), label=RULE, token_lengths=None, max_length=8
-    )
+    rules = RowRules(("text", "text_pair"), RULE)
+    found = check_data(DatasetDict(train=data), rules, token_lengths=None, max_length=8)
     assert [message.split(":")[0] for message in messages(found, "warning")] == [
         "split 'train' repeats 1 row of 3 (33.3 %) exactly",
         "the classes of split 'train' are unbalanced",
@@ -225,6 +223,15 @@ def test_one_class_only_is_an_error(count: int) -> None:
     found = messages(check(train=rows([f"t{row}" for row in range(count)], ["pos"] * count)), "error")
     shown = "1 row" if count == 1 else "3 rows"
     assert found == [f"split 'train' holds only the class 'pos' ({shown}); a classifier needs two or more"]
+
+
+def test_rows_whose_cells_do_not_fit_each_other_are_an_error() -> None:
+    rules = RowRules(("text",), RULE, row_problems=lambda rows: {2: "the answer 'x' is not in the text"})
+    found = check_data(DatasetDict(train=balanced(4, file="a.csv")), rules, token_lengths=None, max_length=8)
+    assert messages(found, "error") == [
+        "split 'train' has 1 row unfit to learn from: row 2 (a.csv:4): the answer 'x' is not in the text; correct or "
+        "remove them"
+    ]
 
 
 def test_one_class_is_fine_where_there_are_no_classes() -> None:
