@@ -26,7 +26,7 @@ def evaluate_module(metric: Metric) -> evaluate.Metric:
 
         def _info(self) -> evaluate.MetricInfo:
             # Class indices too: with integer features evaluate would silently cut 0.7 to 0.
-            shapes = (Value("float64"), List(Value("float64")))
+            shapes = (Value("float64"), List(Value("float64")), Value("string"), List(Value("string")))
             return evaluate.MetricInfo(
                 description=type(metric).__doc__ or "",
                 citation="",

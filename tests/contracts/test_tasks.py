@@ -1,0 +1,98 @@
+"""What holds for every task: gradients add up, a new process predicts the same, and batches do not change answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from contracts.task_cases import TaskCase, all_cases
+from safetensors.torch import load_file
+
+from peftkit.predictor import load
+from peftkit.tasks import tasks
+from peftkit.training import RunOptions, run
+
+CASES = all_cases()
+QUIET = RunOptions(show_progress=False)
+DROPOUTS = ("attention_probs_dropout_prob", "attn_pdrop", "attention_dropout", "dropout_rate")
+PREDICT = "import json, sys, peftkit; print(json.dumps(peftkit.load(sys.argv[1])(json.loads(sys.argv[2]))))"
+"""What an application does, in a process of its own."""
+
+every_case = pytest.mark.parametrize("case", CASES, ids=[f"{place}-{case.name}" for place, case in enumerate(CASES)])
+
+
+def test_every_task_has_a_case() -> None:
+    assert {case.task["name"] for case in CASES} == set(tasks.names())
+
+
+@pytest.mark.training
+@every_case
+def test_micro_batches_add_up_to_one_batch(case: TaskCase, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """One step of plain gradient descent on 8 rows: whole, and as micro-batches of 3, 3 and 2."""
+    if not case.accumulates:
+        pytest.skip("the loss of this task compares the rows of a batch with each other")
+    still = without_dropout(checkpoint(case.model), tmp_path / "model")
+    plain = {"optimizer": "sgd", "learning_rate": 0.5, "max_grad_norm": 0, "epochs": 1, "warmup_steps": 0}
+    losses = {}
+    for name, batches in (("one", {"batch_size": 8}), ("three", {"batch_size": 3, "accumulation_steps": 3})):
+        recipe = first_rows(case, 8).build(still, tmp_path, **plain, **batches)
+        losses[name] = run(recipe, tmp_path / name, options=QUIET).history[0].values["loss"]
+    one, three = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "three"))
+    assert losses["three"] == pytest.approx(losses["one"], abs=1e-4)  # the engine rounds what it logs
+    for name, expected in one.items():
+        # fp32 sums in another order: a few ulps of the largest weight
+        assert torch.allclose(three[name], expected, atol=5e-6), name
+
+
+@pytest.mark.training
+@every_case
+def test_a_new_process_predicts_identically(case: TaskCase, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    run(case.build(checkpoint(case.model), tmp_path), tmp_path / "run", options=QUIET)
+    if not case.inputs:
+        return
+    predict = load(tmp_path / "run")
+    together = predict(list(case.inputs))
+    command = [sys.executable, "-c", PREDICT, str(tmp_path / "run"), json.dumps(list(case.inputs))]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+    assert json.loads(printed) == json.loads(json.dumps(together))
+    apart = [predict([given])[0] for given in case.inputs]
+    assert_alike(apart, together)
+
+
+def first_rows(case: TaskCase, count: int) -> TaskCase:
+    from dataclasses import replace
+
+    return replace(case, train=case.train[:count])
+
+
+def without_dropout(model: Path, folder: Path) -> Path:
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    for name in DROPOUTS:
+        if name in config:
+            config[name] = 0.0
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def assert_alike(first: Any, second: Any) -> None:
+    """Equal but for the rounding of numbers."""
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_alike(first[key], second[key])
+    elif isinstance(first, list):
+        assert len(first) == len(second)
+        for one, two in zip(first, second, strict=True):
+            assert_alike(one, two)
+    elif isinstance(first, float):
+        assert first == pytest.approx(second, abs=1e-5)
+    else:
+        assert first == second
