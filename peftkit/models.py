@@ -19,6 +19,7 @@ from peftkit.artifacts import Artifact, locate_model, locate_tokenizer
 from peftkit.errors import ArtifactError, CapabilityError, RunError
 from peftkit.layers.virtual_tokens import fit_outputs
 from peftkit.quantization.messages import hide_no_news
+from peftkit.stacking import fold_adapter
 from peftkit.storage import (
     Storage,
     StoredQuantization,
@@ -102,6 +103,8 @@ def load_model(spec: ModelSpec, head: Head, *, storage: Storage, trust_remote_co
         model, missing, mismatched = source.load(**_storage_options(source, storage, stored))
     if storage.quantizer is not None or stored is not None:
         settle(model, storage)
+    for folder in spec.adapters:
+        model = fold_adapter(model, Path(folder))
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     heads = _head_modules(model, head, missing | mismatched)

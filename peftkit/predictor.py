@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from peftkit.artifacts.digests import file_sha256
 from peftkit.errors import CapabilityError, RunError
 from peftkit.recipe import Recipe
-from peftkit.results import PART_SEPARATOR, RUN_FILE, RunResult
+from peftkit.results import PART_SEPARATOR, RUN_FILE, RunResult, read_result
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +77,7 @@ class Predictor:
         """The predictor of a finished run.
 
         Args:
-            run_dir: folder that `peftkit run` has left.
+            run_dir: folder that `peftkit run` has left; of a pipeline: the last stage answers.
             device: auto (cuda, mps, else cpu) or a torch device.
             merge: fold the adapter into the base weights: faster, and equal up to rounding; an adapter that was
                 trained on a quantized base goes into the full-precision one. `merge_difference` tells how far apart
@@ -91,8 +91,7 @@ class Predictor:
 
         from peftkit.models import load_tuned, on_device, storage_of, usable_device
 
-        run_dir = Path(run_dir)
-        result = RunResult.read(run_dir)
+        run_dir, result = read_result(Path(run_dir))
         _check_files(result, run_dir)
         recipe = Recipe.from_values(result.recipe, origin=str(run_dir / RUN_FILE))
         if merge:

@@ -71,6 +71,8 @@ class ModelSpec(Section):
     """Commit, tag or branch on the hub."""
     max_length: int = Field(128, ge=2)
     """Longest input in tokens, special tokens included; longer rows are cut."""
+    adapters: tuple[str, ...] = ()
+    """Adapter folders that are folded into the base, in this order, before anything is trained."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of weights that are not quantized; those that train are float32 in any case. auto: float32."""
 
@@ -133,13 +135,17 @@ def _model_by_id(value: Any) -> Any:
     return {"id": value} if isinstance(value, str) else value
 
 
-def _problem_at(path: tuple[str, ...], message: str, *, value: Any) -> ValidationError:
+NamedModel = Annotated[ModelSpec, BeforeValidator(_model_by_id, json_schema_input_type=str | ModelSpec)]
+
+
+def problem_at(path: tuple[str | int, ...], message: str, *, value: Any) -> ValidationError:
     """A problem between parts of a recipe, shown at the key where it is best repaired."""
     kind = PydanticCustomError("parts_do_not_fit", "{message}", {"message": message})
     return ValidationError.from_exception_data("Recipe", [InitErrorDetails(type=kind, loc=path, input=value)])
 
 
-def _name_of(path: Path) -> str:
+def name_of(path: Path) -> str:
+    """The name that a recipe file gives its run."""
     return re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "recipe"
 
 
@@ -152,7 +158,7 @@ class Recipe(Section):
     """One line for reports."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seeds every random draw: new weights, shuffling, dropout."""
-    model: Annotated[ModelSpec, BeforeValidator(_model_by_id, json_schema_input_type=str | ModelSpec)]
+    model: NamedModel
     """The base model: its id, or a mapping."""
     task: NamedTask
     """What is learnt."""
@@ -174,14 +180,20 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
         if self.quantization is not None and self.method.trains_base_weights:
-            raise _problem_at(
+            raise problem_at(
                 ("quantization",),
                 f"method {self.method.name!r} trains the base weights, which {self.quantization.name} stores as "
                 "integers; remove quantization, or choose a method that adds weights, such as lora",
                 value=self.quantization.name,
             )
+        if self.quantization is not None and self.model.adapters:
+            raise problem_at(
+                ("model", "adapters"),
+                f"{self.quantization.name} would round the adapters that are folded into the base; remove quantization",
+                value=list(self.model.adapters),
+            )
         if self.method.runs_to_the_end and self.training.early_stopping_patience is not None:
-            raise _problem_at(
+            raise problem_at(
                 ("training", "early_stopping_patience"),
                 f"method {self.method.name!r} reaches its final form with the last step only; remove it",
                 value=self.training.early_stopping_patience,
@@ -194,17 +206,17 @@ class Recipe(Section):
         scored = self.metrics or [metrics.build(name) for name in self.task.default_metrics]
         known = [metric.score_name for metric in scored]
         if twice := next((name for name in known if known.count(name) > 1), None):
-            raise _problem_at(("metrics",), f"two metrics give the score {twice!r}; keep one of them", value=known)
+            raise problem_at(("metrics",), f"two metrics give the score {twice!r}; keep one of them", value=known)
         if best is not None and best not in known:
             close = closest(best, known)
             hint = f"; did you mean {close!r}?" if close else ""
             listed = f"{best!r} is not among the metrics ({', '.join(known)}){hint}"
-            raise _problem_at(("training", "best_metric"), listed, value=best)
+            raise problem_at(("training", "best_metric"), listed, value=best)
         return self
 
     def _check_targets(self, part: Loss | Regularizer, *, at: tuple[str, ...]) -> None:
         if self.task.targets not in part.targets:
-            raise _problem_at(
+            raise problem_at(
                 at,
                 f"{part.name!r} works with {' or '.join(sorted(part.targets))}, and the labels of task "
                 f"{self.task.name!r} are {self.task.targets}; remove it, or choose another",
@@ -220,7 +232,7 @@ class Recipe(Section):
         """
         path = Path(path)
         recipe = cls.from_source(read_yaml(path), settings=settings)
-        return recipe if recipe.name else recipe.model_copy(update={"name": _name_of(path)})
+        return recipe if recipe.name else recipe.model_copy(update={"name": name_of(path)})
 
     @classmethod
     def from_text(cls, text: str, *, origin: str = "recipe", settings: Sequence[str] = ()) -> Recipe:

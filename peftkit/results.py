@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from peftkit.errors import RunError
 
 RUN_FILE = "run.json"
+PIPELINE_FILE = "pipeline.json"
 FORMAT_VERSION = 1
 RANK_PREFIX = "rank/"
 """Begins the names of the values that hold a matrix' rank in the history of a run."""
 PART_SEPARATOR = " ⏎ "
 """Between the texts of one example."""
+
+
+R = TypeVar("R", bound=BaseModel)
 
 
 class _Part(BaseModel):
@@ -170,9 +174,7 @@ class RunResult(_Part):
 
     def write(self, run_dir: Path) -> None:
         """Write `run.json`; the file appears whole or not at all."""
-        staged = run_dir / f".{RUN_FILE}.part"
-        staged.write_text(json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n", "utf-8")
-        staged.replace(run_dir / RUN_FILE)
+        _write(self, run_dir / RUN_FILE)
 
     @classmethod
     def read(cls, run_dir: Path) -> RunResult:
@@ -188,20 +190,104 @@ class RunResult(_Part):
             raise RunError(
                 f"'{run_dir}' holds no finished run (no {RUN_FILE}); finish it with  peftkit run --resume {run_dir}"
             )
-        try:
-            content = json.loads(path.read_text("utf-8"))
-        except ValueError as problem:
-            raise RunError(f"'{path}' is not JSON ({problem}); restore it or run the recipe again") from problem
-        version = content.get("format_version") if isinstance(content, dict) else None
-        if version != FORMAT_VERSION:
-            raise RunError(
-                f"'{path}' has format version {version}, this peftkit reads {FORMAT_VERSION}; use the one that wrote it"
-            )
-        try:
-            return cls.model_validate(content)
-        except ValidationError as problem:
-            first = problem.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise RunError(
-                f"'{path}' is damaged at {where}: {first['msg']}; restore it or run the recipe again"
-            ) from problem
+        return _read(cls, path)
+
+
+class StageRecord(_Part):
+    """One stage of a finished pipeline."""
+
+    name: str
+    folder: str
+    """Run folder, relative to that of the pipeline."""
+    task: str
+    method: str
+    start: Literal["base", "merged", "stacked"]
+    """What it started from: the base model, or the stage before, with its adapter merged or stacked."""
+    best_metric: str
+    """The metric, with its split, that chose the weights."""
+    metrics: Mapping[str, Mapping[str, float]]
+    """Scores by split."""
+    train_seconds: float
+
+    @property
+    def chosen_score(self) -> float:
+        """The value of `best_metric`."""
+        split, _, metric = self.best_metric.partition("_")
+        return self.metrics[split][metric]
+
+
+class PipelineResult(_Part):
+    """One finished pipeline."""
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    recipe: Mapping[str, Any]
+    """The resolved pipeline."""
+    root: str
+    """Where its folder was when it was run; models of later stages are named by it."""
+    stages: tuple[StageRecord, ...]
+    """In order, for the first seed; the last one is what an application loads."""
+
+    def write(self, run_dir: Path) -> None:
+        """Write `pipeline.json`; the file appears whole or not at all."""
+        _write(self, run_dir / PIPELINE_FILE)
+
+    @classmethod
+    def read(cls, run_dir: Path) -> PipelineResult:
+        """The result in the folder of a pipeline; see `RunResult.read`."""
+        return _read(cls, run_dir / PIPELINE_FILE)
+
+    def target(self, run_dir: Path) -> tuple[Path, RunResult]:
+        """Folder and result of the last stage, with the models of former stages where they are now."""
+        folder = run_dir / self.stages[-1].folder
+        result = RunResult.read(folder)
+        model = dict(result.recipe["model"])
+        model["id"] = self._moved(model["id"], run_dir)
+        model["adapters"] = [self._moved(path, run_dir) for path in model["adapters"]]
+        return folder, result.model_copy(update={"recipe": {**result.recipe, "model": model}})
+
+    def _moved(self, path: str, run_dir: Path) -> str:
+        inside = Path(path).is_relative_to(self.root)
+        return str(run_dir.resolve() / Path(path).relative_to(self.root)) if inside else path
+
+
+def read_result(run_dir: Path) -> tuple[Path, RunResult]:
+    """Folder and result of a finished run; of a pipeline those of its last stage.
+
+    Raises:
+        RunError: see `RunResult.read`.
+    """
+    if (run_dir / PIPELINE_FILE).is_file():
+        return PipelineResult.read(run_dir).target(run_dir)
+    return run_dir, RunResult.read(run_dir)
+
+
+def _write(result: BaseModel, path: Path) -> None:
+    staged = path.with_name(f".{path.name}.part")
+    staged.write_text(json.dumps(result.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    staged.replace(path)
+
+
+def _read(kind: type[R], path: Path) -> R:
+    """A result in a JSON file.
+
+    Raises:
+        RunError: it is damaged, or of another format.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as problem:
+        raise RunError(f"'{path}' is not JSON ({problem}); restore it or run the recipe again") from problem
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise RunError(
+            f"'{path}' has format version {version}, this peftkit reads {FORMAT_VERSION}; use the one that wrote it"
+        )
+    try:
+        return kind.model_validate(content)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RunError(
+            f"'{path}' is damaged at {where}: {first['msg']}; restore it or run the recipe again"
+        ) from problem

@@ -21,14 +21,20 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"registry", "yaml_source", "artifacts", "kernels", "layers"}),
     frozenset({"data", "tasks", "methods", "quantization", "losses", "metrics", "regularizers", "augmentations"}),
     frozenset({"recipe", "recipe_problems", "pipeline"}),
-    frozenset({"models", "storage", "outputs", "report"}),
+    frozenset({"models", "storage", "stacking", "outputs", "report"}),
     frozenset({"foreign"}),
     frozenset({"training", "predictor", "planning"}),
     frozenset({"compare", "export", "serving"}),
+    frozenset({"stages"}),
     frozenset({"cli", "__main__"}),
 )
 """Top-level files and packages by level: a part imports only from the rows above its own."""
-ONE_UNIT = ({"errors", "results"}, {"recipe", "recipe_problems"}, {"models", "storage"}, {"cli", "__main__"})
+ONE_UNIT = (
+    {"errors", "results"},
+    {"recipe", "recipe_problems", "pipeline"},
+    {"models", "storage", "stacking"},
+    {"cli", "__main__"},
+)
 """Files of one level that may import each other: one part, split over files."""
 FACADE = "__init__"
 """`peftkit/__init__.py`: outside the layers; it may name anything, and nothing may import through it but these."""
@@ -37,7 +43,9 @@ HEAVY = frozenset({"torch", "transformers", "peft", "accelerate", "trl", "bitsan
     {"datasets", "evaluate", "pandas", "pyarrow", "matplotlib", "sklearn", "scipy"}
 )
 """What takes a second or more to import."""
-HEAVY_ALLOWED = frozenset({"kernels", "layers", "training", "models", "storage", "outputs", "foreign"})
+HEAVY_ALLOWED = frozenset(
+    {"kernels", "layers", "training", "models", "storage", "stacking", "outputs", "foreign", "stages"}
+)
 
 
 @dataclass(frozen=True)

@@ -57,12 +57,12 @@ def predict(  # noqa: PLR0913 - typer makes each option from a parameter
     from peftkit.cli.input_rows import check_readable
     from peftkit.cli.plugin_files import load_plugin_files
     from peftkit.predictor import is_foreign, load
-    from peftkit.results import RunResult
+    from peftkit.results import read_result
 
     if file is not None:
         check_readable(file)
     if not is_foreign(run_dir):
-        RunResult.read(run_dir)
+        read_result(run_dir)
     load_plugin_files(plugin)
     names = [name.strip() for name in labels.split(",")] if labels else None
     predictor = _announced(load(run_dir, device=device, merge=merge, base=base, labels=names))

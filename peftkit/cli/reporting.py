@@ -18,12 +18,12 @@ def report(
     """
     from peftkit.errors import CapabilityError
     from peftkit.report import REPORT_FILE, write_report
-    from peftkit.results import RunResult
+    from peftkit.results import read_result
 
-    result = RunResult.read(run_dir)
+    folder, result = read_result(run_dir)
     path = run_dir / REPORT_FILE
     if not path.is_file():
-        path = write_report(result, run_dir)
+        path = write_report(result, folder)
     typer.echo(str(path))
     if open_it:
         import webbrowser

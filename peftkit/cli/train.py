@@ -12,8 +12,10 @@ from peftkit.cli.group import PluginFiles, Settings, TrustRemoteCode, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from peftkit.pipeline import Pipeline
     from peftkit.recipe import Recipe
     from peftkit.results import RunResult
+    from peftkit.training import RunOptions
 
 
 _RecipeFile = typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)
@@ -44,11 +46,13 @@ def run(  # noqa: PLR0913 - typer makes each option from a parameter
         raise UsageError("name a recipe file, or a stopped run with --resume DIR")
 
     from peftkit.cli.plugin_files import load_plugin_files
-    from peftkit.recipe import Recipe
+    from peftkit.pipeline import Pipeline, is_pipeline, read_recipe
 
     load_plugin_files(plugin)
     # The recipe comes before the import of the training code, which takes seconds: its problems shall show at once.
-    loaded = Recipe.from_yaml(recipe, settings=settings or ()) if recipe else None
+    loaded = read_recipe(recipe, settings=settings or ()) if recipe else None
+    if resume is not None and is_pipeline(resume / "recipe.yaml"):
+        loaded = read_recipe(resume / "recipe.yaml")
     folder = resume or run_dir or Path("runs", str(loaded.name if loaded else ""))
     if not quiet:
         typer.echo(f"{_in_short(loaded)} -> {folder}" if loaded else f"resuming {folder}", err=True)
@@ -56,8 +60,33 @@ def run(  # noqa: PLR0913 - typer makes each option from a parameter
     from peftkit import training
 
     options = training.RunOptions(overwrite=overwrite, trust_remote_code=trust_remote_code, show_progress=not quiet)
+    if isinstance(loaded, Pipeline):
+        _run_stages(loaded, folder, options)
+        return
     result = training.run(loaded, folder, options=options) if loaded else training.resume(folder, options=options)
     _print_result(result, folder)
+
+
+def _run_stages(pipeline: Pipeline, folder: Path, options: RunOptions) -> None:
+    import shlex
+
+    from rich.console import Console
+
+    from peftkit.cli.output import print_pairs
+    from peftkit.report import REPORT_FILE
+    from peftkit.stages.page import tables
+    from peftkit.stages.running import run_pipeline
+
+    result, comparison = run_pipeline(pipeline, folder, options=options)
+    for table in tables(pipeline, comparison, result):
+        Console().print(table)
+    target = folder / result.stages[-1].folder
+    pairs = {
+        "target": str(target),
+        "report": str(folder / REPORT_FILE),
+        "next": f'peftkit predict {shlex.quote(str(folder))} "..."',
+    }
+    print_pairs(pairs.items())
 
 
 def check(
@@ -71,18 +100,30 @@ def check(
     Reports every problem at once, with key and line of the recipe or file and line of the data.
     """
     from peftkit.cli.plugin_files import load_plugin_files
-    from peftkit.recipe import Recipe
+    from peftkit.errors import DataError
+    from peftkit.pipeline import Pipeline, read_recipe
 
     load_plugin_files(plugin)
-    loaded = Recipe.from_yaml(recipe, settings=settings or ())
+    loaded = read_recipe(recipe, settings=settings or ())
+    if isinstance(loaded, Pipeline):
+        recipes = [loaded.recipe(stage, model=loaded.model, seed=loaded.seeds[0]) for stage in loaded.stages]
+    else:
+        recipes = [loaded]
+    errors = [error for part in recipes for error in _check_one(part, trust_remote_code=trust_remote_code)]
+    if errors:
+        count = "1 problem" if len(errors) == 1 else f"{len(errors)} problems"
+        raise DataError("\n  ".join([f"{recipe} cannot be trained, its data has {count}:", *errors]))
+    typer.echo(f"\nready: train it with  {_run_command(recipe, settings=settings, plugin=plugin)}")
 
+
+def _check_one(recipe: Recipe, *, trust_remote_code: bool) -> Sequence[str]:
+    """Print what the check says of one recipe, but for the errors, which it gives."""
     from peftkit import training
     from peftkit.cli.output import print_pairs, warn
-    from peftkit.errors import DataError
 
-    report = training.check(loaded, options=training.RunOptions(trust_remote_code=trust_remote_code))
+    report = training.check(recipe, options=training.RunOptions(trust_remote_code=trust_remote_code))
     pairs = {
-        "recipe": _in_short(loaded),
+        "recipe": _in_short(recipe),
         "data": report.source,
         "rows": ", ".join(f"{split} {rows:,}" for split, rows in report.rows.items()),
         "labels": ", ".join(report.label_names),
@@ -92,10 +133,7 @@ def check(
         typer.echo(f"note: {note}", err=True)
     for warning in report.warnings:
         warn(warning)
-    if report.errors:
-        count = "1 problem" if len(report.errors) == 1 else f"{len(report.errors)} problems"
-        raise DataError("\n  ".join([f"{recipe} cannot be trained, its data has {count}:", *report.errors]))
-    typer.echo(f"\nready: train it with  {_run_command(recipe, settings=settings, plugin=plugin)}")
+    return report.errors
 
 
 def _refuse_with_resume(**given: object) -> None:
@@ -111,7 +149,9 @@ def _refuse_with_resume(**given: object) -> None:
             raise UsageError(f"--resume and {option} exclude each other: {reasons[name]}")
 
 
-def _in_short(recipe: Recipe) -> str:
+def _in_short(recipe: Recipe | Pipeline) -> str:
+    if hasattr(recipe, "stages"):
+        return f"{recipe.name}: {', '.join(stage.name for stage in recipe.stages)} on {recipe.model.id}"
     return f"{recipe.name}: {recipe.task.name} with {recipe.method.name} on {recipe.model.id}"
 
 

@@ -22,7 +22,7 @@ def render_page(comparison: Comparison) -> str:
     drawn = picture(comparison)
     costs = [*table.cost_columns(), table.Column("steps", table.duration_of_training)]
     return (
-        _environment()
+        environment("compare")
         .get_template("comparison.html.jinja")
         .render(
             comparison=comparison,
@@ -65,18 +65,19 @@ def _settings(summary: Summary) -> str:
     return ", ".join(f"{key} {value}" for key, value in given.items() if key != "name" and value not in (None, [], {}))
 
 
-def _environment() -> Environment:
+def environment(package: str) -> Environment:
+    """Templates of a package of peftkit, with the words and the style of all reports."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("peftkit", "compare"),
+    templates = Environment(
+        loader=PackageLoader("peftkit", package),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(wording, name) for name in _WORDS}
-    source, _, _ = PackageLoader("peftkit", "report").get_source(environment, "report.css")
-    environment.globals["style"] = Markup(source)
-    return environment
+    templates.filters |= {name: getattr(wording, name) for name in _WORDS}
+    source, _, _ = PackageLoader("peftkit", "report").get_source(templates, "report.css")
+    templates.globals["style"] = Markup(source)
+    return templates
