@@ -156,7 +156,7 @@ def test_command_line_runs_checks_and_continues(
     assert main(["run", "--resume", str(folder), "--quiet"]) == 0
     assert main(["predict", str(folder), "a joyous film"]) == 0
     assert "a joyous film" in capsys.readouterr().out
-    assert main(["run", str(recipe), "--run-dir", str(folder), "--overwrite"]) == 1
+    assert main(["run", str(recipe), "--run-dir", str(folder), "--overwrite"]) == 5
     assert "is kept: a pipeline runs anew what has changed" in capsys.readouterr().err
 
 
