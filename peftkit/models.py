@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from peftkit.artifacts import Artifact, locate_model, locate_tokenizer
@@ -44,6 +44,7 @@ __all__ = [
     "LoadedModel",
     "Storage",
     "base_bits",
+    "base_config",
     "compute_dtype",
     "find_device",
     "load_adapter_onto",
@@ -107,6 +108,8 @@ def load_model(spec: ModelSpec, head: Head, *, storage: Storage, trust_remote_co
         model = fold_adapter(model, Path(folder))
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
+    if head.generates:
+        _end_texts(model, tokenizer)
     heads = _head_modules(model, head, missing | mismatched)
     for name in heads:
         model.get_submodule(name).float()  # what trains is float32, whatever the base is stored in
@@ -121,6 +124,20 @@ def skeleton(spec: ModelSpec, head: Head) -> LoadedModel:
     with quiet_libraries(), torch.device("meta"):
         model = getattr(transformers, head.auto_class).from_config(config)
     return LoadedModel(model, tokenizer, artifact, _head_modules(model, head, set()))
+
+
+def base_config(spec: ModelSpec) -> PretrainedConfig:
+    """The configuration of a base model."""
+    return AutoConfig.from_pretrained(locate_tokenizer(spec.id, revision=spec.revision).path)
+
+
+def _end_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let generated texts end at the tokenizer's end token, beside those that the model has of its own."""
+    config = model.generation_config
+    own = config.eos_token_id
+    ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
+    config.eos_token_id = sorted(ends) if len(ends) > 1 else next(iter(ends), None)
+    config.pad_token_id = tokenizer.pad_token_id
 
 
 def storage_of(recipe: Recipe, head: Head, *, dtype: torch.dtype, device: str | None = None) -> Storage:
@@ -317,6 +334,8 @@ def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, run_dir: Path, 
         # Rows that train are part of the adapter; peft would add the whole embedding once tokens have been added.
         model.save_pretrained(folder, **({"save_embedding_layers": False} if is_adapter else {}))
         tokenizer.save_pretrained(folder)
+        if is_adapter and model.can_generate():
+            model.generation_config.save_pretrained(folder)  # so that others stop at the token that was trained
     config = folder / ("adapter_config.json" if is_adapter else "config.json")
     content = json.loads(config.read_text("utf-8"))
     named = {"base_model_name_or_path": spec.id, "revision": spec.revision}

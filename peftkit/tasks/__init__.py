@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset, DatasetDict
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 ROW = "row"
@@ -33,12 +33,14 @@ class Head:
         config: values to set in the model's configuration (num_labels, id2label, ...).
         peft_task_type: peft's `TaskType` name, or None.
         is_new: whether the head is no part of the base model, so that it starts random, trains and is saved.
+        generates: whether text is generated with it, which has to end at the tokenizer's end token.
     """
 
     auto_class: str
     config: Mapping[str, Any] = field(default_factory=dict)
     peft_task_type: str | None = None
     is_new: bool = True
+    generates: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,14 @@ class Task(Component):
             DataError: columns the task needs are absent.
         """
         raise NotImplementedError
+
+    def suited(self, config: PretrainedConfig) -> Self:
+        """This task with everything filled in that depends on the base model's configuration.
+
+        Raises:
+            CapabilityError: the base model is of a kind that cannot do it.
+        """
+        return self
 
     def label_problem(self, value: Any) -> str | None:
         """Why a cell of the label column is not a legal label, or None."""

@@ -12,6 +12,7 @@ from peftkit.data import ORIGIN, LoadedData
 from peftkit.data.fingerprint import fingerprint
 from peftkit.data.progress_bars import hidden_progress_bars
 from peftkit.errors import DataError
+from peftkit.models import base_config
 from peftkit.recipe import Recipe
 from peftkit.results import DataRecord
 from peftkit.tasks import Encoded, Task
@@ -88,7 +89,7 @@ def load_rows(recipe: Recipe) -> tuple[LoadedData, Task]:
             f"{loaded.source} gives no split 'train' (it gives: {', '.join(loaded.splits)}); "
             "name the training rows in the recipe under  data"
         )
-    return loaded, recipe.task.resolved(loaded.splits)
+    return loaded, recipe.task.suited(base_config(recipe.model)).resolved(loaded.splits)
 
 
 def find_problems(

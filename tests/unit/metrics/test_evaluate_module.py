@@ -8,7 +8,7 @@ import pytest
 
 from peftkit.metrics import metrics
 
-TEXT: tuple[str, ...] = ()
+TEXT = ("bleu", "chrf", "exact_answer", "rouge")
 LIKELIHOOD = ("perplexity", "token_accuracy")
 """Measured on numbers that only peftkit's tasks read."""
 OFFLINE = [name for name in metrics.names() if name not in ("hub", *LIKELIHOOD)]
