@@ -27,8 +27,8 @@ def text_rows(predictions: Rows, references: Rows, *, metric: str) -> tuple[list
     for row, (text, texts) in enumerate(zip(predicted, actual, strict=True)):
         if not isinstance(text, str) or not _is_list(texts) or not texts or not all(isinstance(t, str) for t in texts):
             raise DataError(
-                f"the metric {metric!r} compares texts, but row {row} has the prediction {text!r} for {texts!r}; choose "
-                "another metric"
+                f"the metric {metric!r} compares texts, but row {row} has the prediction {text!r} for {texts!r}; "
+                "choose another metric"
             )
     return predicted, actual
 
@@ -38,10 +38,7 @@ class TextMetric(Metric):
 
     def check(self, references: Rows) -> None:
         """See `Metric.check`: the first right text of each row counts as prediction."""
-        firsts = [
-            cell if isinstance(cell, str) or not _is_list(cell) else next(iter(cell), None) for cell in references
-        ]
-        self.compute(firsts, references)
+        self.compute([next(iter(cell), None) if _is_list(cell) else cell for cell in references], references)
 
 
 class MeanTextMetric(TextMetric):

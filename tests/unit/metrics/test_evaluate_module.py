@@ -28,7 +28,7 @@ def test_module_computes_the_metric(name: str) -> None:
     predicted, actual = VALUES if name in REAL else TEXTS if name in TEXT else CLASSES
     module = metric.module()
     assert isinstance(module, evaluate.Metric)
-    assert module.name == name
+    assert module.name == metric.score_name
     assert module.compute(predictions=predicted, references=actual) == metric.compute(predicted, actual)
 
 
