@@ -28,6 +28,7 @@ class TaskCase:
         train, validation: rows; at least 8 to train on.
         inputs: what an application asks; empty where the task has nothing to answer.
         recipe: further sections of the recipe, e.g. a loss.
+        max_length: of the model.
         accumulates: whether k micro-batches must equal one batch; where not, the reason is in the case's file.
     """
 
@@ -38,6 +39,7 @@ class TaskCase:
     inputs: Sequence[Any] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     accumulates: bool = True
+    max_length: int = 48
 
     @property
     def name(self) -> str:
@@ -49,7 +51,7 @@ class TaskCase:
             (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
         values = {
             "name": "case",
-            "model": {"id": str(model), "max_length": 48},
+            "model": {"id": str(model), "max_length": self.max_length},
             "task": self.task,
             "data": {"name": "files", "train": f"{folder}/train.jsonl", "validation": f"{folder}/validation.jsonl"},
             "method": {"name": "lora", "rank": 4},
