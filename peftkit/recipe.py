@@ -108,6 +108,8 @@ class TrainingOptions(Section):
     """Arithmetic of the forward and backward pass. auto: bf16 or fp16 on a GPU that has it, else fp32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    score_before: bool = False
+    """Score every split before training too, to see what it brings; a new head is random then."""
     evaluate_every: Literal["epoch"] | Annotated[int, Field(ge=1)] = "epoch"
     """Evaluate and save a checkpoint after every epoch, or after so many steps."""
     best_metric: str | None = None

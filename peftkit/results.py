@@ -137,6 +137,10 @@ class SplitRecord(_Part):
     metrics: Mapping[str, float]
     intervals: Mapping[str, Interval] = {}
     """Percentile bootstrap over rows, for every metric that is a function of rows."""
+    before: Mapping[str, float] = {}
+    """The same metrics before training, where the recipe asks for them."""
+    before_intervals: Mapping[str, Interval] = {}
+    """Of `before`."""
     classification: ClassificationDetail | None = None
     worst: tuple[WorstExample, ...] = ()
     seconds_per_example: float | None = None

@@ -25,12 +25,16 @@ def summary_table(result: RunResult) -> Table:
     table.add_column("score", justify="right")
     if levels:
         table.add_column(f"{_percent(levels)}interval", justify="right")
+    compared = any(record.before for record in result.splits.values())
+    if compared:
+        table.add_column("before training", justify="right")
     main = main_score(result)
     for split, record in result.splits.items():
         for place, (metric, value) in enumerate(record.metrics.items()):
             interval = record.intervals.get(metric)
             cells = [split if place == 0 else "", metric, number(value)]
             cells += [f"{number(interval.low)} to {number(interval.high)}" if interval else ""] if levels else []
+            cells += [number(record.before[metric]) if metric in record.before else ""] if compared else []
             bold = main is not None and (main.split, main.metric) == (split, metric)
             table.add_row(*(Text(cell) for cell in cells), style="bold" if bold else None)
     return table

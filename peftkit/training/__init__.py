@@ -22,7 +22,7 @@ from peftkit.training.callbacks import SealCheckpoints, ShowProgress, StopOnInte
 from peftkit.training.checkpoints import newest_whole
 from peftkit.training.environment import check_environment
 from peftkit.training.prepare import check_metrics, completed, find_problems, load_rows, prepare_data
-from peftkit.training.record import Outcome, Timing, build_result, model_record, score_splits
+from peftkit.training.record import Outcome, Timing, build_result, model_record, score_splits, scores_before
 from peftkit.training.setup import Setup
 from peftkit.training.trainer import HookedTrainer, build_trainer
 from peftkit.training.tuning import check_method, tuned_model
@@ -172,12 +172,13 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     setup = Setup(recipe, base.model, data, environment)
     progress = ShowProgress(console, rows_per_step=recipe.training.batch_size * recipe.training.accumulation_steps)
     trainer = build_trainer(setup, run_dir / CHECKPOINTS_DIR, callbacks=[progress, *recipe.method.callbacks()])
+    before = scores_before(trainer, data) if recipe.training.score_before else None
     with timing.training():
         _train(trainer, run_dir, checkpoint=checkpoint, progress=progress)
     timing.examples_per_second = progress.rate(trainer.state.global_step)
 
     recipe.method.finish(trainer.model)
-    splits = score_splits(trainer, data)
+    splits = score_splits(trainer, data, before=before)
     check_best_score(trainer, splits)
     weights = save_weights(trainer.model, tokenizer, run_dir, spec=recipe.model)
     check_reload(trainer, storage=storage, run_dir=run_dir)

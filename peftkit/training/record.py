@@ -88,10 +88,28 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
-def score_splits(trainer: HookedTrainer, data: PreparedData) -> dict[str, SplitRecord]:
-    """Final scores on every split that was not trained on; on the training rows if there is no other."""
+def score_splits(
+    trainer: HookedTrainer, data: PreparedData, *, before: Mapping[str, SplitRecord] | None = None
+) -> dict[str, SplitRecord]:
+    """Scores on every split that is not trained on; on the training rows if there is no other.
+
+    Args:
+        before: what this gave before training.
+    """
     splits = [split for split in data.features if split != "train"] or ["train"]
-    return {split: _score_split(trainer, data, split) for split in splits}
+    found = {split: _score_split(trainer, data, split) for split in splits}
+    if before is None:
+        return found
+    return {
+        split: record.model_copy(update={"before": before[split].metrics, "before_intervals": before[split].intervals})
+        for split, record in found.items()
+    }
+
+
+def scores_before(trainer: HookedTrainer, data: PreparedData) -> dict[str, SplitRecord]:
+    """`score_splits` of the model as it is; training then draws the random numbers that it would have drawn anyway."""
+    with torch.random.fork_rng():
+        return score_splits(trainer, data)
 
 
 def _score_split(trainer: HookedTrainer, data: PreparedData, split: str) -> SplitRecord:
