@@ -132,7 +132,7 @@ class GenerationTask(Task):
         there = {name: tensor.to(model.device) for name, tensor in batch.items()}
         with torch.random.fork_rng(devices=[], enabled=self.temperature > 0):
             torch.manual_seed(0) if self.temperature > 0 else None
-            generated = model.generate(**there, generation_config=settings, use_cache=True)
+            generated = model.generate(**there, generation_config=settings)
         start = there["input_ids"].shape[1] if self._is_decoder else 1
         return [self._ended(row[start:].tolist(), settings) for row in generated]
 
@@ -148,6 +148,7 @@ class GenerationTask(Task):
             temperature=self.temperature or None,
             top_p=None,
             top_k=None,
+            use_cache=True,
         )
         return settings
 
@@ -222,8 +223,8 @@ class PromptTask(GenerationTask):
         texts = value if isinstance(value, (list, tuple)) else [value]
         if not texts:
             return "there is no text to learn from"
-        odd = next((text for text in texts if not isinstance(text, str) or not text.strip()), None)
-        return None if odd is None else f"{odd!r} is no text to learn from"
+        odd = [text for text in texts if not isinstance(text, str) or not text.strip()]
+        return f"{odd[0]!r} is no text to learn from" if odd else None
 
     def prompt(self, text: Any) -> str:
         """The prompt as the model reads it."""
