@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from peftkit.artifacts import Artifact, locate_model, locate_tokenizer
 from peftkit.errors import ArtifactError, CapabilityError, RunError
+from peftkit.layers.extended import model_class
 from peftkit.layers.virtual_tokens import fit_outputs
 from peftkit.quantization.messages import hide_no_news
 from peftkit.stacking import fold_adapter
@@ -122,7 +122,7 @@ def skeleton(spec: ModelSpec, head: Head) -> LoadedModel:
     tokenizer = load_tokenizer(artifact)
     config = AutoConfig.from_pretrained(artifact.path, **head.config)
     with quiet_libraries(), torch.device("meta"):
-        model = getattr(transformers, head.auto_class).from_config(config)
+        model = model_class(head.auto_class, config, head.modules).from_config(config)
     return LoadedModel(model, tokenizer, artifact, _head_modules(model, head, set()))
 
 
@@ -259,7 +259,7 @@ class _Source:
         locator = self.artifact.record.locator
         options = options if "config" in options else {**self.head.config, **options}
         try:
-            model, report = getattr(transformers, self.head.auto_class).from_pretrained(
+            model, report = model_class(self.head.auto_class, self.config(), self.head.modules).from_pretrained(
                 self.artifact.path,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # a base that was tuned before may have a head of another size

@@ -9,12 +9,13 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from peftkit.data.conll import read_conll
 from peftkit.data.delimited import Dialect, read_delimited
 from peftkit.data.json_rows import read_json, read_jsonl
 from peftkit.data.raw_table import RawTable, decode
 from peftkit.errors import DataError
 
-Format = Literal["csv", "tsv", "json", "jsonl", "parquet", "text"]
+Format = Literal["csv", "tsv", "json", "jsonl", "parquet", "text", "conll"]
 
 _FORMATS: dict[str, Format] = {
     ".csv": "csv",
@@ -26,6 +27,7 @@ _FORMATS: dict[str, Format] = {
     ".parquet": "parquet",
     ".txt": "text",
     ".text": "text",
+    ".conll": "conll",
 }
 
 
@@ -34,8 +36,8 @@ class ReadingOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    format: Literal["auto", "csv", "tsv", "json", "jsonl", "parquet", "text"] = "auto"
-    """auto: from the file's ending, a final .gz aside."""
+    format: Literal["auto", "csv", "tsv", "json", "jsonl", "parquet", "text", "conll"] = "auto"
+    """auto: from the file's ending, a final .gz aside. conll gives tokens (first column) and tags (last column)."""
     delimiter: str | None = None
     """Between the fields of csv and tsv; comma and tab if not given. Several characters ('||') need quoting: false."""
     header: bool = True
@@ -100,6 +102,8 @@ class ReadingOptions(BaseModel):
             return read_json(file, text, self.rows_at)
         if kind == "jsonl":
             return read_jsonl(file, text)
+        if kind == "conll":
+            return read_conll(file, text)
         if kind == "text":
             return _read_text(file, text, self.text_rows)
         return read_delimited(file, text, self._dialect("\t" if kind == "tsv" else ","))

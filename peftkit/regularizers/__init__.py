@@ -42,7 +42,7 @@ class Regularizer(Component):
 
     paper: ClassVar[str] = ""
     """Where it comes from: authors, year, arXiv number."""
-    targets: ClassVar[frozenset[Targets]] = frozenset({"classes", "flags", "numbers"})
+    targets: ClassVar[frozenset[Targets]] = frozenset({"classes", "flags", "numbers", "pairs", "own"})
     """Kinds of labels it works with; see `Loss.targets`."""
 
     def start(self, model: PreTrainedModel) -> AtWork:

@@ -33,6 +33,7 @@ class Head:
         config: values to set in the model's configuration (num_labels, id2label, ...).
         peft_task_type: peft's `TaskType` name, or None.
         is_new: whether the head is no part of the base model, so that it starts random, trains and is saved.
+        modules: further modules that the architecture lacks, by attribute name; see `layers.extended.Modules`.
         generates: whether text is generated with it, which has to end at the tokenizer's end token.
     """
 
@@ -41,6 +42,7 @@ class Head:
     peft_task_type: str | None = None
     is_new: bool = True
     generates: bool = False
+    modules: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ def without_dropout(model: Path, folder: Path) -> Path:
     for name in DROPOUTS:
         if name in config:
             config[name] = 0.0
+    config["classifier_dropout"] = 0.0  # that of LLaMA's heads is 0.1 where nothing is said
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

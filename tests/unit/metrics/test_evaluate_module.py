@@ -8,12 +8,14 @@ import pytest
 
 from peftkit.metrics import metrics
 
+TAGS = ("span_f1", "tag_accuracy")
 TEXT = ("bleu", "chrf", "exact_answer", "rouge")
 LIKELIHOOD = ("perplexity", "token_accuracy")
 """Measured on numbers that only peftkit's tasks read."""
 OFFLINE = [name for name in metrics.names() if name not in ("hub", *LIKELIHOOD)]
 CLASSES = ([0, 1, 1, 0, 1], [0, 1, 0, 0, 1])
 TEXTS = (["a red door", "two cats", "rain"], ["the red door", "two cats", "snow"])
+WORDS = ([["B-a", "O"], ["O"]], [["B-a", "I-a"], ["O"]])
 VALUES = ([0.25, 0.75, 0.5], [0.125, 1.0, 0.25])
 REAL = ("pearson", "spearman", "mse", "rmse")
 
@@ -25,7 +27,8 @@ def test_all_offline_metrics_are_registered() -> None:
 @pytest.mark.parametrize("name", OFFLINE)
 def test_module_computes_the_metric(name: str) -> None:
     metric = metrics.build(name)
-    predicted, actual = VALUES if name in REAL else TEXTS if name in TEXT else CLASSES
+    rows = {**dict.fromkeys(REAL, VALUES), **dict.fromkeys(TEXT, TEXTS), **dict.fromkeys(TAGS, WORDS)}
+    predicted, actual = rows.get(name, CLASSES)
     module = metric.module()
     assert isinstance(module, evaluate.Metric)
     assert module.name == metric.score_name
