@@ -13,9 +13,10 @@ from peftkit.data.conll import read_conll
 from peftkit.data.delimited import Dialect, read_delimited
 from peftkit.data.json_rows import read_json, read_jsonl
 from peftkit.data.raw_table import RawTable, decode
+from peftkit.data.squad import read_squad
 from peftkit.errors import DataError
 
-Format = Literal["csv", "tsv", "json", "jsonl", "parquet", "text", "conll"]
+Format = Literal["csv", "tsv", "json", "jsonl", "parquet", "text", "conll", "squad"]
 
 _FORMATS: dict[str, Format] = {
     ".csv": "csv",
@@ -36,8 +37,9 @@ class ReadingOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    format: Literal["auto", "csv", "tsv", "json", "jsonl", "parquet", "text", "conll"] = "auto"
-    """auto: from the file's ending, a final .gz aside. conll gives tokens (first column) and tags (last column)."""
+    format: Literal["auto", "csv", "tsv", "json", "jsonl", "parquet", "text", "conll", "squad"] = "auto"
+    """auto: from the file's ending, a final .gz aside. conll gives tokens (first column) and tags (last column);
+    squad is JSON with paragraphs and questions."""
     delimiter: str | None = None
     """Between the fields of csv and tsv; comma and tab if not given. Several characters ('||') need quoting: false."""
     header: bool = True
@@ -104,6 +106,8 @@ class ReadingOptions(BaseModel):
             return read_jsonl(file, text)
         if kind == "conll":
             return read_conll(file, text)
+        if kind == "squad":
+            return read_squad(file, text)
         if kind == "text":
             return _read_text(file, text, self.text_rows)
         return read_delimited(file, text, self._dialect("\t" if kind == "tsv" else ","))

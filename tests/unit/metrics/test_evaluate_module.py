@@ -9,7 +9,7 @@ import pytest
 from peftkit.metrics import metrics
 
 TAGS = ("span_f1", "tag_accuracy")
-TEXT = ("bleu", "chrf", "exact_answer", "rouge")
+TEXT = ("bleu", "chrf", "exact_answer", "rouge", "squad")
 LIKELIHOOD = ("perplexity", "token_accuracy")
 """Measured on numbers that only peftkit's tasks read."""
 OFFLINE = [name for name in metrics.names() if name not in ("hub", *LIKELIHOOD)]
