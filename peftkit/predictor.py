@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from peftkit.artifacts.digests import file_sha256
 from peftkit.errors import CapabilityError, RunError
 from peftkit.recipe import Recipe
-from peftkit.results import PART_SEPARATOR, RUN_FILE, RunResult, read_result
+from peftkit.results import RUN_FILE, RunResult, read_result
 
 if TYPE_CHECKING:
     import numpy as np
@@ -214,10 +214,10 @@ def _check_mergeable(recipe: Recipe) -> None:
         )
 
 
-def _probes(result: RunResult, task: Task) -> list[dict[str, str]]:
+def _probes(result: RunResult, task: Task) -> list[Any]:
     """Inputs to try merging on: the worst examples of the run."""
-    shown = [example.text.split(PART_SEPARATOR) for split in result.splits.values() for example in split.worst]
-    return [dict(zip(task.text_columns, parts, strict=False)) for parts in shown][:_MERGE_PROBES]
+    shown = [example.text for split in result.splits.values() for example in split.worst]
+    return [task.input_of(text) for text in shown[:_MERGE_PROBES]]
 
 
 def _check_files(result: RunResult, run_dir: Path) -> None:

@@ -237,5 +237,9 @@ class Task(Component):
         """A row in words, for reports."""
         return PART_SEPARATOR.join(str(row[column]) for column in self.text_columns if column in row)
 
+    def input_of(self, shown: str) -> Any:
+        """An input as an application would give it, made of what `shown` says of a row, which may be cut short."""
+        return dict(zip(self.text_columns, shown.split(PART_SEPARATOR), strict=False))
+
 
 tasks: Registry[Task] = Registry("peftkit.tasks", "task")
