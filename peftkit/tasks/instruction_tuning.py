@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from peftkit.errors import CapabilityError, DataError
@@ -76,9 +77,9 @@ class InstructionTuning(GenerationTask):
         template = self._template(tokenizer)
 
         def features(row: Mapping[str, Any], index: int) -> dict[str, Any]:
-            messages = messages_of(row)
             try:
-                ids, labels = self._tokens(messages, tokenizer, tools=tools_of(row), template=template)
+                messages = messages_of(row)
+                ids, labels = _tokens(messages, tools_of(row), template)
             except ConversationError as problem:
                 raise DataError(f"row {index}: {problem}") from problem
             ids, labels = _cut(ids, labels, max_length)
@@ -87,37 +88,14 @@ class InstructionTuning(GenerationTask):
 
         return rows.map(features, with_indices=True, remove_columns=rows.column_names, desc="tokenizing")
 
-    def _template(self, tokenizer: PreTrainedTokenizerBase) -> str:
+    def _template(self, tokenizer: PreTrainedTokenizerBase) -> _Template:
         template = self.chat_template or tokenizer.chat_template
         if not isinstance(template, str):
             raise CapabilityError(
                 "the tokenizer has no chat template; use a model that was made for conversations, or give one with  "
                 "task.chat_template"
             )
-        return template
-
-    def _tokens(
-        self, messages: Sequence[Message], tokenizer: Any, *, tools: list[Any] | None, template: str
-    ) -> tuple[list[int], list[int]]:
-        """Tokens of a conversation, and their labels; a question is followed by the assistant's cue."""
-
-        def rendered(upto: int, *, cue: bool = False) -> str:
-            text: str = tokenizer.apply_chat_template(
-                list(messages[:upto]), tools=tools, chat_template=template, add_generation_prompt=cue, tokenize=False
-            )
-            return text
-
-        ids: list[int] = []
-        labels: list[int] = []
-        for text, is_learnt in _stretches(messages, rendered):
-            tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-            wanted = _up_to_end(tokens, tokenizer.eos_token_id) if is_learnt else 0
-            ids += tokens
-            labels += tokens[:wanted] + [IGNORED] * (len(tokens) - wanted)
-        if messages[-1]["role"] == "assistant" and tokenizer.eos_token_id not in ids[last_stretch(labels) :]:
-            ids.append(tokenizer.eos_token_id)
-            labels.append(tokenizer.eos_token_id)
-        return ids, labels
+        return _Template(tokenizer, template)
 
     def lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
         """Tokens of each conversation in its template."""
@@ -159,9 +137,72 @@ class InstructionTuning(GenerationTask):
         """The turns before the last."""
         return PART_SEPARATOR.join(f"{message['role']}: {message['content']}" for message in messages_of(row)[:-1])
 
+    def input_of(self, shown: str) -> Any:
+        """The turns as one question."""
+        return shown
 
-def _stretches(messages: Sequence[Message], rendered: Any) -> Iterator[tuple[str, bool]]:
-    """The rendered conversation in pieces, and whether the assistant speaks in them.
+
+@dataclass(frozen=True)
+class _Template:
+    """A chat template with the tokenizer that fills it in."""
+
+    tokenizer: Any
+    jinja: str
+
+    def write(self, messages: Sequence[Message], tools: list[Any] | None, *, cue: bool = False) -> str:
+        """The turns as text, with the assistant's cue behind them where asked for."""
+        from jinja2 import TemplateError
+
+        options = {"tools": tools, "chat_template": self.jinja, "add_generation_prompt": cue}
+        try:
+            text: str = self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+        except (TemplateError, TypeError) as problem:  # TypeError: an expression of the template on such turns
+            raise ConversationError(
+                f"the chat template refuses the turns up to turn {len(messages) - 1}: {problem}; change them, or give "
+                "another template with  task.chat_template"
+            ) from problem
+        return text
+
+    def check_tools(self, messages: Sequence[Message], tools: list[Any] | None) -> None:
+        """Make sure that tools and calls of them are written: most templates pass over what they do not know."""
+        silent = [{key: value for key, value in message.items() if key != "tool_calls"} for message in messages]
+        for name, is_there, without in (
+            ("tools", tools, (messages, None)),
+            ("tool_calls", silent != list(messages), (silent, tools)),
+        ):
+            if is_there and self._outcome(messages, tools) == self._outcome(*without):
+                raise ConversationError(
+                    f"the chat template writes nothing of {name}; give one that does with  task.chat_template, "
+                    f"or rows without {name}"
+                )
+
+    def _outcome(self, messages: Sequence[Message], tools: list[Any] | None) -> str:
+        """The text, or why there is none."""
+        try:
+            return self.write(messages, tools)
+        except ConversationError as problem:
+            return str(problem)
+
+
+def _tokens(messages: Sequence[Message], tools: list[Any] | None, template: _Template) -> tuple[list[int], list[int]]:
+    """Tokens of a conversation, and their labels; a question is followed by the assistant's cue."""
+    end = template.tokenizer.eos_token_id
+    ids: list[int] = []
+    labels: list[int] = []
+    for text, is_learnt in _stretches(messages, tools, template):
+        tokens = template.tokenizer(text, add_special_tokens=False)["input_ids"]
+        wanted = _up_to_end(tokens, end) if is_learnt else 0
+        ids += tokens
+        labels += tokens[:wanted] + [IGNORED] * (len(tokens) - wanted)
+    template.check_tools(messages, tools)
+    if messages[-1]["role"] == "assistant" and end not in ids[last_stretch(labels) :]:
+        ids.append(end)
+        labels.append(end)
+    return ids, labels
+
+
+def _stretches(messages: Sequence[Message], tools: list[Any] | None, template: _Template) -> Iterator[tuple[str, bool]]:
+    """The conversation as text in pieces, and whether the assistant speaks in them.
 
     Raises:
         ConversationError: the template writes earlier turns otherwise once later ones follow, so that no piece of the
@@ -170,7 +211,8 @@ def _stretches(messages: Sequence[Message], rendered: Any) -> Iterator[tuple[str
     done = ""
     for place, message in enumerate(messages):
         if message["role"] == "assistant":
-            for text, learnt in ((rendered(place, cue=True), False), (rendered(place + 1), True)):
+            asked = template.write(messages[:place], tools, cue=True)
+            for text, learnt in ((asked, False), (template.write(messages[: place + 1], tools), True)):
                 if not text.startswith(done):
                     raise ConversationError(
                         f"the chat template changes earlier text once turn {place} follows ({done[-30:]!r} became "
@@ -180,7 +222,7 @@ def _stretches(messages: Sequence[Message], rendered: Any) -> Iterator[tuple[str
                 yield text[len(done) :], learnt
                 done = text
     if messages[-1]["role"] != "assistant":
-        yield rendered(len(messages), cue=True)[len(done) :], False
+        yield template.write(messages, tools, cue=True)[len(done) :], False
 
 
 def _up_to_end(tokens: Sequence[int], end: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from peftkit.errors import CapabilityError, DataError
 from peftkit.losses import losses
+from peftkit.predictor import load
+from peftkit.recipe import Recipe
 from peftkit.tasks import Task, tasks
 from peftkit.tasks.conversations import messages_of, problem_of, tools_of
+from peftkit.training import RunOptions, run
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}\n{% endfor %}"
@@ -83,6 +88,59 @@ def test_a_template_that_rewrites_earlier_text_is_refused(task: Task, tokenizer:
     task = task.model_copy(update={"chat_template": rewriting})
     with pytest.raises(DataError, match="row 0: the chat template changes earlier text once turn 2 follows"):
         task.encode(Dataset.from_list([{"messages": MESSAGES}]), tokenizer, 128)
+
+
+@pytest.mark.parametrize(
+    ("template", "refusal"),
+    [
+        ("{{ raise_exception('no system role') }}", "turn 1: no system role; change them, or give another template"),
+        ("{% for", "refuses the turns up to turn 1: unexpected 'end of template'"),
+        ("{{ messages[0].name.first }}", "refuses the turns up to turn 1: .* has no attribute 'name'"),
+        ("{{ 1 + messages }}", "refuses the turns up to turn 1: unsupported operand"),
+    ],
+)
+def test_what_a_template_refuses_is_told(task: Task, tokenizer: Any, template: str, refusal: str) -> None:
+    task = task.model_copy(update={"chat_template": template})
+    with pytest.raises(DataError, match=rf"row 0: the chat template .*{refusal}"):
+        task.encode(task.rows([MESSAGES[:-1]]), tokenizer, 128)
+
+
+CALL = {"type": "function", "function": {"name": "weigh", "arguments": {"what": "soup"}}}
+CALLING = [
+    {"role": "user", "content": "heavy?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "2 kg"},
+    {"role": "assistant", "content": "yes"},
+]
+CALLED = "{% for c in m.tool_calls %}{{ c.function.name }}({{ c.function.arguments.what }}){% endfor %}"
+OFFERED = "{% for t in tools %}[{{ t.name }}]{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "unwritten"),
+    [
+        (TEMPLATE, "tools"),
+        (OFFERED + TEMPLATE, "tool_calls"),
+        (TEMPLATE.replace("{{ m.content }}", "{{ m.content }}" + CALLED), "tools"),
+    ],
+)
+def test_tools_that_a_template_leaves_out_are_told_of(
+    task: Task, tokenizer: Any, template: str, unwritten: str
+) -> None:
+    rows = Dataset.from_list([{"messages": CALLING, "tools": '[{"name": "weigh"}]'}])
+    task = task.model_copy(update={"chat_template": template})
+    with pytest.raises(DataError, match=f"row 0: the chat template writes nothing of {unwritten}; give one that does"):
+        task.encode(rows, tokenizer, 128)
+
+
+def test_calls_are_learnt_and_what_tools_say_is_not(task: Task, tokenizer: Any) -> None:
+    template = OFFERED + TEMPLATE.replace("{{ m.content }}", "{{ m.content }}" + CALLED)
+    task = task.model_copy(update={"chat_template": template})
+    rows = Dataset.from_list([{"messages": CALLING, "tools": '[{"name": "weigh"}]'}])
+    feature = task.encode(rows, tokenizer, 128)[0]
+    end = tokenizer.eos_token
+    assert tokenizer.decode(learnt(feature)).replace(" ", "") == f"weigh(soup){end}yes{end}"
+    assert tokenizer.decode(feature["input_ids"]).replace(" ", "").startswith("[weigh]<user>heavy?")
 
 
 def test_an_end_is_learnt_where_the_template_has_none(task: Task, tokenizer: Any) -> None:
@@ -155,8 +213,6 @@ def test_conversations_that_cannot_be_learnt(task: Task, row: Any, problem: str)
         def __iter__(self) -> Any:
             return iter([turns(("user", "a"), ("assistant", "b")), row])
 
-    import re
-
     found = task.row_problems(OneRow())  # type: ignore[arg-type] # only iterated over
     assert list(found) == [1]
     assert re.search(problem, found[1])
@@ -193,6 +249,24 @@ def test_models_that_cannot_converse_are_refused(checkpoint: Callable[[str], Pat
         tasks.build("instruction_tuning").suited(AutoConfig.from_pretrained(checkpoint("t5")))
     with pytest.raises(CapabilityError, match="the tokenizer has no chat template; use a model"):
         tasks.build("instruction_tuning").encode(Dataset.from_list([{"messages": MESSAGES}]), tokenizer, 64)
+
+
+@pytest.mark.training
+def test_merged_adapters_answer_alike(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """Merging compares logits on the run's worst examples, whose turns are kept as text."""
+    (tmp_path / "train.jsonl").write_text(json.dumps({"messages": MESSAGES}) + "\n")
+    values = {
+        "model": {"id": str(checkpoint("llama")), "max_length": 64},
+        "task": {"name": "instruction_tuning", "chat_template": TEMPLATE, "max_new_tokens": 4},
+        "data": {"name": "files", "train": f"{tmp_path}/train.jsonl"},
+        "method": "lora",
+        "training": {"max_steps": 3, "learning_rate": 0.01},
+    }
+    run(Recipe.from_values(values, origin="test"), tmp_path / "run", options=RunOptions(show_progress=False))
+    merged = load(tmp_path / "run", merge=True)
+    assert merged.merge_difference is not None
+    assert merged.merge_difference < 1e-4  # float32 sums in another order
+    assert merged(["film?"]) == load(tmp_path / "run")(["film?"])
 
 
 def test_order_of_a_question_alone() -> None:
