@@ -226,10 +226,11 @@ class PromptTask(GenerationTask):
         odd = [text for text in texts if not isinstance(text, str) or not text.strip()]
         return f"{odd[0]!r} is no text to learn from" if odd else None
 
-    def prompt(self, text: Any) -> str:
-        """The prompt as the model reads it."""
+    def prompt(self, cell: Any) -> str:
+        """The prompt as the model reads it; sentences in a list are joined."""
         template = self.template if self.template is not None else self.default_template
-        return template.replace(f"{{{self.source}}}", str(text))
+        text = " ".join(map(str, cell)) if isinstance(cell, (list, tuple)) else str(cell)
+        return template.replace(f"{{{self.source}}}", text)
 
     def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
         """One feature per row; where the rows have completions, `labels` with -100 at the prompt."""

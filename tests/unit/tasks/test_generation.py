@@ -17,7 +17,7 @@ from peftkit.outputs import read_batch
 from peftkit.predictor import load
 from peftkit.recipe import Recipe
 from peftkit.tasks import ROW, Encoded, Task, tasks
-from peftkit.tasks.generation import fitted, last_stretch, objects
+from peftkit.tasks.generation import PromptTask, fitted, last_stretch, objects
 from peftkit.training import RunOptions, run
 
 Checkpoint = Callable[[str], Path]
@@ -182,6 +182,14 @@ def test_several_right_texts_count_but_the_first_is_learnt(checkpoint: Checkpoin
     assert task.references(given).tolist() == [["cold", "dull"]]
     learnt = [label for label in given.features[0]["labels"] if label != -100][:-1]
     assert given.tokenizer.decode(learnt) == "cold"
+
+
+def test_documents_in_sentences_are_joined() -> None:
+    task = tasks.build({"name": "summarization", "template": "Sum up: {document}"})
+    assert isinstance(task, PromptTask)
+    assert (
+        task.prompt(["It rained.", "All day."]) == task.prompt("It rained. All day.") == "Sum up: It rained. All day."
+    )
 
 
 @pytest.mark.parametrize("cell", ["", "  ", None, 5, [], ["x", ""], [None]])
