@@ -14,7 +14,8 @@ from peftkit.metrics.text_rows import MeanTextMetric
 if TYPE_CHECKING:
     import numpy as np
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<!\d)-)?\d[\d,]*(?:\.\d+)?")
+"""The 3 of 10-3 is not negative."""
 
 
 @metrics.register("exact_answer")

@@ -89,6 +89,8 @@ def test_intervals_are_those_of_resampled_rows(name: str) -> None:
         ("I do not know", "7", {}, 0),
         ("", "7", {}, 0),
         ("-3", "3", {}, 0),
+        ("-3", "so x = -3", {}, 1),
+        ("take away 10-3", "3", {}, 1),
         ("A: 5 B: 6", "A: 5", {"pattern": r"A: (\d)"}, 1),
         ("the answer is (b).", "(b)", {"pattern": r"\((\w)\)"}, 1),
         ("no answer", "no answer", {"pattern": r"\((\w)\)"}, 0),
