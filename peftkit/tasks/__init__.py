@@ -97,6 +97,9 @@ class Task(Component):
 
     text_columns: ClassVar[tuple[str, ...]]
     """Columns that are read by the model; those after the first are optional."""
+    context_columns: ClassVar[tuple[str, ...]] = ()
+    """Columns that are read beside `text_columns` where they are there, and may be empty: rows that differ in them are
+    not the same."""
     label_column: ClassVar[str | None] = None
     generates: ClassVar[bool] = False
     """Whether answers are generated token by token, so that they take much longer than the loss."""

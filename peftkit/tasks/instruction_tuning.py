@@ -28,6 +28,7 @@ class InstructionTuning(GenerationTask):
     """
 
     text_columns: ClassVar[tuple[str, ...]] = tuple(FORMS)
+    context_columns: ClassVar[tuple[str, ...]] = ("input", "system", "history", "tools")
 
     chat_template: str | None = None
     """Jinja template of a conversation; none: that of the tokenizer."""

@@ -57,11 +57,13 @@ class RowRules:
     Args:
         text_columns: what the model reads; rows are compared by these, exactly.
         label: None if the task has no label column.
+        context_columns: what the model reads beside them, and may be empty or absent; rows are compared by these too.
         row_problems: what is wrong between the cells of rows, by row; asked where every cell alone is legal.
     """
 
     text_columns: Sequence[str]
     label: LabelRule | None = None
+    context_columns: Sequence[str] = ()
     row_problems: Callable[[Dataset], Mapping[int, str]] | None = None
 
 
@@ -144,14 +146,15 @@ def _column_errors(name: str, rows: Dataset, rules: RowRules) -> list[str]:
 
 def _read(name: str, rows: Dataset, rules: RowRules) -> tuple[_Split, list[str]]:
     text_columns, label = rules.text_columns, rules.label
-    table = rows.select_columns([*dict.fromkeys([*text_columns, *([label.column] if label else [])])])[:]
+    compared = [*text_columns, *(column for column in rules.context_columns if column in rows.column_names)]
+    table = rows.select_columns([*dict.fromkeys([*compared, *([label.column] if label else [])])])[:]
     origins = rows.select_columns([ORIGIN])[:][ORIGIN] if ORIGIN in rows.column_names else None
     blank = {column: [is_blank(value) for value in table[column]] for column in text_columns}
     inputs = [
         None if any(missing) else tuple(_comparable(value) for value in values)
         for missing, values in zip(
             zip(*blank.values(), strict=True),
-            zip(*(table[column] for column in text_columns), strict=True),
+            zip(*(table[column] for column in compared), strict=True),
             strict=True,
         )
     ]

@@ -108,7 +108,7 @@ def find_problems(
         rule = LabelRule(task.label_column, problem=task.label_problem, class_of=task.class_of)
     findings = check_data(
         loaded.splits,
-        RowRules(texts, rule, row_problems=task.row_problems),
+        RowRules(texts, rule, task.context_columns, task.row_problems),
         token_lengths=token_lengths,
         max_length=recipe.model.max_length,
     )

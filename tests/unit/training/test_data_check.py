@@ -55,6 +55,14 @@ def test_empty_and_missing_text_is_an_error_with_rows_and_origins() -> None:
     ]
 
 
+def test_rows_that_differ_in_their_context_are_not_the_same() -> None:
+    columns = {"text": ["Add.", "Add.", "Add."], "input": ["1 2", "3 4", "1 2"]}
+    splits = DatasetDict(train=Dataset.from_dict(columns), test=Dataset.from_dict({"text": ["Add."]}))
+    rules = RowRules(("text",), context_columns=("input", "system"))
+    (finding,) = check_data(splits, rules, token_lengths=None, max_length=8)
+    assert "split 'train' repeats 1 row of 3 (33.3 %) exactly: row 2 = row 0" in finding.message
+
+
 def test_at_most_five_rows_are_listed() -> None:
     findings = check(train=rows(["x", "y"] + [""] * 17, ["neg", "pos"] + ["neg"] * 17))
     assert "rows 2, 3, 4, 5, 6 and 12 more" in messages(findings, "error")[0]
