@@ -5,7 +5,8 @@
     python benchmarks/recipes.py sst2_lora --runs runs/seed0 runs/seed1      # runs that are there already
 
 Runs a recipe once per seed and writes benchmarks/results/NAME.json: scores by split, mean and standard deviation over
-seeds, bootstrap intervals of each run, times, versions. No row of the data and no path is written.
+seeds, bootstrap intervals of each run, both also before training where the recipe asks for them, times, versions. No
+row of the data and no path is written.
 """
 
 from __future__ import annotations
@@ -82,11 +83,18 @@ def summarize(results: list[RunResult]) -> dict[str, Any]:
 def _over_seeds(results: list[RunResult], split: str, metric: str) -> dict[str, Any]:
     values = [result.metrics[split][metric] for result in results]
     intervals = [result.splits[split].intervals.get(metric) for result in results]
+    untrained = [result.splits[split].before.get(metric) for result in results]
+    intervals_before = [result.splits[split].before_intervals.get(metric) for result in results]
+    before = {
+        "before": [score for score in untrained if score is not None],
+        "before_bootstrap_95": [[interval.low, interval.high] for interval in intervals_before if interval],
+    }
     return {
         "values": values,
         "mean": statistics.fmean(values),
         "standard_deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
         "bootstrap_95": [[interval.low, interval.high] for interval in intervals if interval],
+        **{name: scores for name, scores in before.items() if scores},
     }
 
 
