@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.utils import logging
 
 from peftkit.artifacts import Artifact, locate_model, locate_tokenizer
-from peftkit.errors import ArtifactError, CapabilityError, RunError
+from peftkit.errors import ArtifactError, CapabilityError, PeftkitError, RunError
+from peftkit.heads import new_modules, unstored
 from peftkit.layers.extended import model_class
 from peftkit.layers.virtual_tokens import fit_outputs
 from peftkit.quantization.messages import hide_no_news
@@ -110,7 +111,7 @@ def load_model(spec: ModelSpec, head: Head, *, storage: Storage, trust_remote_co
         model.config.pad_token_id = tokenizer.pad_token_id
     if head.generates:
         _end_texts(model, tokenizer)
-    heads = _head_modules(model, head, missing | mismatched)
+    heads = new_modules(model, head, missing | mismatched)
     for name in heads:
         model.get_submodule(name).float()  # what trains is float32, whatever the base is stored in
     return LoadedModel(model, tokenizer, artifact, heads)
@@ -122,8 +123,12 @@ def skeleton(spec: ModelSpec, head: Head) -> LoadedModel:
     tokenizer = load_tokenizer(artifact)
     config = AutoConfig.from_pretrained(artifact.path, **head.config)
     with quiet_libraries(), torch.device("meta"):
-        model = model_class(head.auto_class, config, head.modules).from_config(config)
-    return LoadedModel(model, tokenizer, artifact, _head_modules(model, head, set()))
+        try:
+            model = model_class(head.auto_class, config, head.modules).from_config(config)
+        except ValueError as problem:
+            raise _lacks_head(spec.id, head, problem) from problem
+        missing = set() if head.is_new else unstored(model, config)
+    return LoadedModel(model, tokenizer, artifact, new_modules(model, head, missing))
 
 
 def base_config(spec: ModelSpec) -> PretrainedConfig:
@@ -257,7 +262,8 @@ class _Source:
     def load(self, **options: Any) -> tuple[PreTrainedModel, set[str], set[str]]:
         """The model, and the names of its parameters that are not in the files, and that have another shape there."""
         locator = self.artifact.record.locator
-        options = options if "config" in options else {**self.head.config, **options}
+        # A configuration takes no keys that it has no place for; the model's own loader would stumble over them.
+        options = {"config": self.config(), **options}
         try:
             model, report = model_class(self.head.auto_class, self.config(), self.head.modules).from_pretrained(
                 self.artifact.path,
@@ -268,11 +274,7 @@ class _Source:
                 **options,
             )
         except ValueError as problem:
-            if "Unrecognized configuration class" in str(problem):
-                raise CapabilityError(
-                    f"'{locator}' has no architecture for {self.head.auto_class}; choose a base model that has"
-                ) from problem
-            raise ArtifactError(f"cannot load '{locator}': {problem}") from problem
+            raise _lacks_head(locator, self.head, problem) from problem
         except ImportError as problem:
             raise CapabilityError(f"'{locator}' needs a library that is not here: {problem}") from problem
         except OSError as problem:
@@ -288,7 +290,14 @@ class _Source:
             del config.quantization_config
         model, missing, mismatched = self.load(config=config, device_map={"": "meta"})
         # Quantized weights have other shapes than the model without quantization.
-        return model, _head_modules(model, self.head, missing if is_quantized else missing | mismatched)
+        return model, new_modules(model, self.head, missing if is_quantized else missing | mismatched)
+
+
+def _lacks_head(locator: str, head: Head, problem: ValueError) -> PeftkitError:
+    """What a refusal of transformers to build a model means."""
+    if "Unrecognized configuration class" in str(problem):
+        return CapabilityError(f"'{locator}' has no architecture for {head.auto_class}; choose a base model that has")
+    return ArtifactError(f"cannot load '{locator}': {problem}")
 
 
 def _storage_options(source: _Source, storage: Storage, stored: StoredQuantization | None) -> dict[str, Any]:
@@ -305,19 +314,6 @@ def _storage_options(source: _Source, storage: Storage, stored: StoredQuantizati
         options["config"] = source.config()
         spare_new_modules(options["config"], source.bare()[1])
     return options | {"device_map": {"": storage.device or find_device()}}
-
-
-def _head_modules(model: PreTrainedModel, head: Head, missing: set[str]) -> tuple[str, ...]:
-    """Modules outside the base, and those inside it that the checkpoint has no weights for: they start random too."""
-    if not head.is_new:
-        return ()
-    outside = [
-        name
-        for name, child in model.named_children()
-        if name != model.base_model_prefix and any(True for _ in child.parameters())
-    ]
-    inside = {key.rpartition(".")[0] for key in missing if key.startswith(f"{model.base_model_prefix}.")}
-    return tuple(outside + sorted(inside))
 
 
 def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, run_dir: Path, *, spec: ModelSpec) -> Path:

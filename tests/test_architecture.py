@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"registry", "yaml_source", "artifacts", "kernels", "layers"}),
     frozenset({"data", "tasks", "methods", "quantization", "losses", "metrics", "regularizers", "augmentations"}),
     frozenset({"recipe", "recipe_problems", "pipeline"}),
-    frozenset({"models", "storage", "stacking", "outputs", "report"}),
+    frozenset({"models", "storage", "heads", "stacking", "outputs", "report"}),
     frozenset({"foreign"}),
     frozenset({"training", "predictor", "planning"}),
     frozenset({"compare", "export", "serving"}),
@@ -32,7 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 ONE_UNIT = (
     {"errors", "results"},
     {"recipe", "recipe_problems", "pipeline"},
-    {"models", "storage", "stacking"},
+    {"models", "storage", "heads", "stacking"},
     {"cli", "__main__"},
 )
 """Files of one level that may import each other: one part, split over files."""
@@ -44,7 +44,7 @@ HEAVY = frozenset({"torch", "transformers", "peft", "accelerate", "trl", "bitsan
 )
 """What takes a second or more to import."""
 HEAVY_ALLOWED = frozenset(
-    {"kernels", "layers", "training", "models", "storage", "stacking", "outputs", "foreign", "stages"}
+    {"kernels", "layers", "training", "models", "storage", "heads", "stacking", "outputs", "foreign", "stages"}
 )
 
 

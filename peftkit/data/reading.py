@@ -29,6 +29,9 @@ _FORMATS: dict[str, Format] = {
     ".txt": "text",
     ".text": "text",
     ".conll": "conll",
+    ".md": "text",
+    ".rst": "text",
+    ".py": "text",
 }
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 ROW = "row"
 """Feature column with the 0-based index of the row a feature was made of."""
+DRAW = "draw"
+"""Entry of training features with the seed of what is drawn for them, another in each epoch; see `Task.draws`."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Head:
         auto_class: name of the transformers auto class, e.g. AutoModelForSequenceClassification.
         config: values to set in the model's configuration (num_labels, id2label, ...).
         peft_task_type: peft's `TaskType` name, or None.
-        is_new: whether the head is no part of the base model, so that it starts random, trains and is saved.
+        is_new: whether the head is no part of the base model, so that it starts random, trains and is saved; where it
+            is a part, as in language models, only what the checkpoint lacks is new.
         modules: further modules that the architecture lacks, by attribute name; see `layers.extended.Modules`.
         generates: whether text is generated with it, which has to end at the tokenizer's end token.
     """
@@ -103,6 +106,8 @@ class Task(Component):
     label_column: ClassVar[str | None] = None
     generates: ClassVar[bool] = False
     """Whether answers are generated token by token, so that they take much longer than the loss."""
+    draws: ClassVar[bool] = False
+    """Whether the collator draws at random: by the seed under `DRAW`, or without one always the same for a feature."""
 
     @property
     def targets(self) -> Targets:

@@ -1,11 +1,17 @@
-"""In which order rows are seen, and which share a batch."""
+"""In which order rows are seen, which share a batch, and what is drawn for them anew in each epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
+
+from peftkit.tasks import DRAW
+
+if TYPE_CHECKING:
+    import datasets
 
 _POOL_BATCHES = 50
 """Batches cut from one sorted pool: enough that padding nearly vanishes, few enough that batches stay mixed."""
@@ -53,3 +59,27 @@ class LengthGroupedSampler(Sampler[int]):
             longest = max(range(len(batches)), key=lambda index: self.lengths[batches[index][0]])
             batches.insert(0, batches.pop(longest))
         return (row for batch in [*batches, *rest] for row in batch)
+
+
+class FreshDraws(Dataset[dict[str, Any]]):
+    """Features with a seed for the draws of the epoch (`DRAW`), which depends on seed, epoch and place alone.
+
+    Neither batch size nor an interruption changes what is drawn for a feature.
+    """
+
+    def __init__(self, features: datasets.Dataset, *, seed: int) -> None:
+        self.features = features
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the draws of this epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Features of an epoch."""
+        return len(self.features)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        """One feature with its seed."""
+        return {**self.features[place], DRAW: [self.seed, self.epoch, place]}

@@ -20,7 +20,7 @@ from peftkit.labels import IGNORED
 from peftkit.metrics import Metric
 from peftkit.regularizers import AtWork
 from peftkit.tasks import ROW, Collator, Scored
-from peftkit.training.batching import LengthGroupedSampler
+from peftkit.training.batching import FreshDraws, LengthGroupedSampler
 from peftkit.training.checkpoints import restore_tuned, save_tuned
 from peftkit.training.setup import VALIDATION, Setup, best_metric, engine_arguments
 
@@ -53,10 +53,15 @@ class HookedTrainer(Trainer):
         training = self.setup.recipe.training
         if training.batching == "random":
             return super()._get_train_sampler(train_dataset)
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(ids) for ids in rows["input_ids"]]
+        lengths = [len(ids) for ids in self.setup.data.features["train"]["input_ids"]]
         # The engine's own sampler draws from the global random state, so a resumed run would see other rows.
         return LengthGroupedSampler(lengths, training.batch_size, seed=self.setup.recipe.seed)
+
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> Any:
+        # The data loader passes the epoch on to its data set on one device only.
+        if isinstance(self.train_dataset, FreshDraws):
+            self.train_dataset.set_epoch(epoch)
+        return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The engine's optimizer, with the learning rates of the tuning method where those differ."""
@@ -253,10 +258,11 @@ def build_trainer(setup: Setup, checkpoints: Path, *, callbacks: Sequence[Traine
         callbacks.append(TensorBoardCallback(SummaryWriter(str(checkpoints.parent / "tensorboard"))))
     if recipe.training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))
+    features = setup.data.features.get("train")
     trainer = HookedTrainer(
         model=setup.model,
         args=engine_arguments(setup, checkpoints),
-        train_dataset=setup.data.features.get("train"),
+        train_dataset=FreshDraws(features, seed=recipe.seed) if recipe.task.draws and features else features,
         eval_dataset=setup.data.features.get(VALIDATION),
         data_collator=recipe.task.collator(setup.data.tokenizer),
         callbacks=callbacks,

@@ -94,6 +94,6 @@ def assert_alike(first: Any, second: Any) -> None:
         for one, two in zip(first, second, strict=True):
             assert_alike(one, two)
     elif isinstance(first, float):
-        assert first == pytest.approx(second, abs=1e-5)
+        assert first == pytest.approx(second, abs=1e-5, rel=1e-6)
     else:
         assert first == second

@@ -1,0 +1,114 @@
+"""What tasks share that learn from running text: rows of `text`, and how likely the model finds held-out tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
+
+from peftkit.errors import DataError
+from peftkit.tasks import ROW, Encoded, Scored, Task
+from peftkit.tasks.generation import token_likelihoods
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROMPT = "prompt"
+"""Column of what an application asks; rows to learn from have `text` instead."""
+_SHOWN = 200
+
+
+class LanguageModel(Task):
+    """A task whose labels are tokens of its texts."""
+
+    text_columns: ClassVar[tuple[str, ...]] = ("text",)
+    inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
+    """What of a batch the model takes."""
+
+    @property
+    def default_metrics(self) -> tuple[str, ...]:
+        """Perplexity, and the share of tokens guessed right."""
+        return ("perplexity", "token_accuracy")
+
+    def resolved(self, splits: DatasetDict) -> Self:
+        """Unchanged; see `Task.resolved`."""
+        for split, rows in splits.items():
+            if "text" not in rows.column_names:
+                listed = ", ".join(name for name in rows.column_names if not name.startswith("__"))
+                raise DataError(
+                    f"split {split!r} has no column 'text' (it has: {listed}); "
+                    "map it in the recipe with  data.columns: {text: ...}"
+                )
+            _check_strings(split, rows)
+        return self
+
+    def lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Sequence[int] | None:
+        """None: long texts go on in further blocks."""
+        return None
+
+    def forward(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> Any:
+        """See `Task.forward`."""
+        return model(**{name: batch[name] for name in self.inputs if name in batch})
+
+    def read(
+        self, model: PreTrainedModel, batch: Mapping[str, Any], output: Any, *, generate: bool = True
+    ) -> list[Any]:
+        """The likelihood of each feature's labels: three numbers, as in `Scored.likelihood`."""
+        logits, labels = self.aligned(self.logits(output), batch["labels"])
+        # Row by row: all logits of a batch in float32 are the largest tensor of an evaluation.
+        return [token_likelihoods(*(part[None] for part in pair))[0] for pair in zip(logits, labels, strict=True)]
+
+    def references(self, encoded: Encoded) -> NoReturn:
+        """None to compare with.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError(
+            f"the task {self.name!r} predicts tokens, not answers; score it by perplexity and token_accuracy, and "
+            "remove other metrics"
+        )
+
+    def decode(self, outputs: Sequence[Any], encoded: Encoded) -> Scored:
+        """Likelihoods of blocks; as predictions and references what they are in words."""
+        import numpy as np
+
+        likelihood = np.array(outputs, np.float64).reshape(-1, 3)
+        means = likelihood[:, 0] / np.maximum(likelihood[:, 1], 1)
+        shown = [
+            f"perplexity {np.exp(mean):.1f} over {count:.0f} tokens"
+            for mean, count in zip(means, likelihood[:, 1], strict=True)
+        ]
+        return Scored(
+            np.array(shown, object),
+            np.array(self.texts(encoded), object),
+            means,
+            likelihood=likelihood,
+            rows=np.asarray(encoded.features[ROW], np.int64),
+        )
+
+    def texts(self, encoded: Encoded) -> list[str]:
+        """The beginning of each feature, for reports."""
+        shown = [ids[:_SHOWN] for ids in encoded.features["input_ids"]]
+        return [text[:_SHOWN] for text in encoded.tokenizer.batch_decode(shown)]
+
+    def rows(self, inputs: Sequence[Any]) -> Dataset:
+        """Strings, or mappings with `text`, as rows; see `Task.rows`."""
+        from datasets import Dataset
+
+        if isinstance(inputs, (str, Mapping)):
+            raise DataError(f"the inputs are {inputs!r}; give a list of inputs, even for one")
+        texts = [value.get("text") if isinstance(value, Mapping) else value for value in inputs]
+        for position, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise DataError(f"input {position} is {inputs[position]!r}; give a string, or a mapping with 'text'")
+        return Dataset.from_dict({PROMPT: texts})
+
+
+def _check_strings(split: str, rows: Dataset) -> None:
+    kind = str(getattr(rows.features["text"], "dtype", "list"))
+    if "string" not in kind:
+        raise DataError(
+            f"the column 'text' of split {split!r} holds {kind}, not text; map another column in the recipe with  "
+            "data.columns: {text: ...}"
+        )
