@@ -72,7 +72,7 @@ class TokenClassification(Task):
     repair: bool = False
     """Read tags that break the scheme as they stand, a stray I- or E- opening a span; else they are errors."""
     labels: tuple[str, ...] | None = None
-    """Tags by class index: of the data where its tags are numbers, else of the model; not given: from the data."""
+    """Tags of the data, those that are numbers by their index; not given: from the data."""
     label_subwords: Literal["first", "all"] = "first"
     """Which tokens of a word are learnt: the first one alone, or all, with I- behind B-."""
     crf: bool = False
@@ -105,8 +105,9 @@ class TokenClassification(Task):
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Tags in class order, of a resolved task."""
-        return self.labels or ()
+        """Tags in class order, of a resolved task: those of the data, or all of the scheme they are converted to."""
+        names = self.labels or ()
+        return names if self.learn_as in (None, self.scheme) else _names(names, self.learn_as)
 
     def resolved(self, splits: DatasetDict) -> Self:
         """With scheme and tags from the training rows where the recipe gives none; see `Task.resolved`."""
@@ -121,33 +122,31 @@ class TokenClassification(Task):
         rows = splits["train" if "train" in splits else next(iter(splits))]
         inner = getattr(rows.features["tags"], "feature", None)
         names = self.labels or tuple(getattr(inner, "names", None) or ())
-        tags = [_named(row, names) for row in rows["tags"] if row]
+        # Cells that hold no tags are left to `label_problem`, which is told their rows.
+        tags = [_named(row, names) for row in rows["tags"] if isinstance(row, list) and not _unnamed(row, names)]
         scheme = self.scheme or recognized(tags)
         learn_as = None if scheme == "none" else self.learn_as or ("BIO" if scheme == "IOB1" else scheme)
-        if not names or (scheme != "none" and learn_as != scheme):
+        if not names:
             found = sorted({tag for row in tags for tag in row})
-            kinds = sorted({parts(tag)[1] for tag in found} - {""})
-            names = tuple(found if learn_as is None else names_of(kinds, learn_as))
-        if len(names) < 2:
+            names = tuple(found) if learn_as is None else _names(found, "BIOES" if scheme == "BIOES" else "BIO")
+        task = self.model_copy(update={"scheme": scheme, "learn_as": learn_as, "labels": names})
+        if tags and len(task.label_names) < 2:
             raise DataError(f"the column 'tags' of split 'train' holds too few different tags to learn from ({names})")
-        return self.model_copy(update={"scheme": scheme, "learn_as": learn_as, "labels": names})
+        return task
 
     def label_problem(self, value: Any) -> str | None:
         """Why a cell holds no tags that can be learnt; see `Task.label_problem`."""
         if not isinstance(value, (list, tuple)):
             return f"{value!r} is no list of tags"
-        names = self.label_names
-        odd = next((tag for tag in value if not isinstance(tag, str) and not (isinstance(tag, int) and names)), None)
-        if odd is not None or None in value:
-            return f"the tag {odd!r} is no text"
-        beyond = next((tag for tag in value if isinstance(tag, int) and not 0 <= tag < len(names)), None)
-        if beyond is not None:
-            return f"the tag {beyond} is not among the {len(names)} of task.labels"
+        names = self.labels or ()
+        unnamed = _unnamed(value, names)
+        if unnamed:
+            return unnamed
         tags = _named(value, names)
         broken = None if self.repair else problem(tags, self.scheme or "none")
         if broken is not None:
             return f"{broken}; correct it, or set  task.repair: true"
-        unknown = next((tag for tag in self._learnt(tags) if tag not in names), None)
+        unknown = next((tag for tag in self._learnt(tags) if tag not in self.label_names), None)
         return None if unknown is None else f"the tag {unknown!r} is not among those of the training rows"
 
     def row_problems(self, rows: Dataset) -> dict[int, str]:
@@ -196,7 +195,7 @@ class TokenClassification(Task):
 
     def _labels(self, tags: Sequence[Any], words: Sequence[int | None]) -> list[int]:
         names = self.label_names
-        learnt = self._learnt(_named(tags, names))
+        learnt = self._learnt(_named(tags, self.labels or ()))
         labels = []
         for token, word in enumerate(words):
             is_first = word is not None and (token == 0 or words[token - 1] != word)
@@ -233,6 +232,8 @@ class TokenClassification(Task):
 
         emissions, mask = self._words(self.logits(output), batch[WORD])
         labels, _ = self._words(batch["labels"], batch[WORD])
+        is_there = batch[WORD].any(1)  # a row none of whose words fits has nothing to learn
+        emissions, labels, mask = emissions[is_there], labels[is_there], mask[is_there]
         losses = log_partition(emissions, mask, output["transitions"])
         loss: Tensor = (losses - path_score(emissions, labels, mask, output["transitions"])).sum() / items
         return loss
@@ -284,7 +285,7 @@ class TokenClassification(Task):
 
     def references(self, encoded: Encoded) -> np.ndarray:
         """Lists of tags in the scheme that is learnt."""
-        return objects([self._learnt(_named(tags, self.label_names)) for tags in encoded.rows["tags"]])
+        return objects([self._learnt(_named(tags, self.labels or ())) for tags in encoded.rows["tags"]])
 
     def decode(self, outputs: Sequence[Any], encoded: Encoded) -> Scored:
         """Lists of tags; a word that was cut off counts as outside of all spans."""
@@ -362,8 +363,24 @@ def _crf(config: Any) -> Any:
     return CRF(config.num_labels)
 
 
+def _names(tags: Sequence[str], scheme: Scheme) -> tuple[str, ...]:
+    return tuple(names_of(sorted({parts(tag)[1] for tag in tags} - {""}), scheme))
+
+
+def _unnamed(tags: Sequence[Any], names: Sequence[str]) -> str | None:
+    """Why a list holds something that is no tag, or a number that stands for none."""
+    for tag in tags:
+        if isinstance(tag, bool) or not isinstance(tag, (str, int)):
+            return f"the tag {tag!r} is no text"
+        if isinstance(tag, int) and not names:
+            return f"the tag {tag} is a number; say in task.labels which tags the numbers stand for"
+        if isinstance(tag, int) and not 0 <= tag < len(names):
+            return f"the tag {tag} is not among the {len(names)} of task.labels"
+    return None
+
+
 def _named(tags: Sequence[Any], names: Sequence[str]) -> list[str]:
-    return [names[tag] if isinstance(tag, int) and names else str(tag) for tag in tags]
+    return [names[tag] if isinstance(tag, int) else tag for tag in tags]
 
 
 def _first_tokens(words: Sequence[int | None]) -> list[int]:

@@ -49,6 +49,34 @@ def test_scheme_and_tags_come_from_the_data() -> None:
     assert resolved(rows).label_names == ("O", "B-x", "I-x")
 
 
+@pytest.mark.parametrize(("given", "learn_as"), [("BIO", "BIOES"), ("IOB1", None)])
+def test_numbers_keep_their_tags_when_converted(given: str, learn_as: str | None) -> None:
+    """The numbers stand for the data's tags, also where others are learnt."""
+    names = ["I-x", "O", "B-y", "I-y", "B-x"]
+    cells = [[4, 0, 1, 2]] if given == "BIO" else [[0, 0, 1, 3]]
+    features = Features({"tokens": List(Value("string")), "tags": List(ClassLabel(names=names))})
+    rows = Dataset.from_dict({"tokens": [["a", "b", "c", "d"]], "tags": cells}, features=features)
+    task = resolved(rows, scheme=given, learn_as=learn_as)
+    assert task.label_problem(cells[0]) is None
+    wanted = ["B-x", "E-x", "O", "S-y"] if learn_as == "BIOES" else ["B-x", "I-x", "O", "B-y"]
+    assert list(task.references(Encoded(rows, rows, None))[0]) == wanted  # type: ignore[arg-type] # not asked
+    assert set(wanted) < set(task.label_names)
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels", "message"),
+    [
+        ([0, 10], None, "the tag 0 is a number; say in task.labels which tags the numbers stand for"),
+        ([0, 9], ["O", "B-x"], "the tag 9 is not among the 2 of task.labels"),
+        (1, None, "1 is no list of tags"),
+        ([True], ["O", "B-x"], "the tag True is no text"),
+    ],
+)
+def test_numbers_without_tags_are_told_with_their_row(cell: Any, labels: Any, message: str) -> None:
+    rows = Dataset.from_dict({"tokens": [["a", "b"]], "tags": [cell]})
+    assert resolved(rows, labels=labels).label_problem(cell) == message
+
+
 @pytest.mark.parametrize("model", ["bert", "roberta", "gpt2", "llama", "distilbert"])
 @pytest.mark.parametrize("subwords", ["first", "all"])
 def test_each_word_is_learnt_at_its_tokens(checkpoint: Checkpoint, model: str, subwords: str) -> None:
@@ -109,6 +137,19 @@ def test_loss_of_a_crf_is_the_likelihood_of_each_row(checkpoint: Checkpoint) -> 
             mask = torch.ones_like(labels, dtype=torch.bool)
             losses.append(log_partition(chosen, mask, model.crf()) - path_score(chosen, labels, mask, model.crf()))
     torch.testing.assert_close(found, torch.stack(losses).sum() / 5, atol=1e-5, rtol=0)
+
+
+def test_a_row_whose_words_were_all_cut_off_adds_nothing(checkpoint: Checkpoint) -> None:
+    task, tokenizer = resolved(crf=True), tokenizer_of(checkpoint("bert"))
+    model = crf_model(task, checkpoint("bert"))
+    whole, cut = (task.encode(ROWS, tokenizer, length).to_list()[0] for length in (48, 2))
+    assert not any(cut["word"])
+    losses = []
+    for features in ([whole], [whole, cut]):
+        batch = task.collator(tokenizer)(features)
+        with torch.no_grad():
+            losses.append(task.loss(task.forward(model, batch), batch, criterion=None, items=task.items(batch)))
+    torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=0)
 
 
 def crf_model(task: Task, folder: Path) -> Any:
