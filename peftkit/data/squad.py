@@ -42,12 +42,13 @@ def _questions(file: str, content: Any) -> Iterator[dict[str, Any]]:
             context = _text(file, paragraph, "context", at=inside)
             for index, asked in enumerate(_list(file, paragraph, "qas", at=inside)):
                 where = f"{inside}.qas[{index}]"
+                question = _text(file, asked, "question", at=where)
                 answers = [] if asked.get("is_impossible") else _list(file, asked, "answers", at=where)
                 yield {
                     "id": str(asked.get("id", where)),
                     "title": str(article.get("title", "")),
                     "context": context,
-                    "question": _text(file, asked, "question", at=where),
+                    "question": question,
                     "answers": {
                         "text": [_text(file, answer, "text", at=f"{where}.answers") for answer in answers],
                         "answer_start": [answer.get("answer_start", -1) for answer in answers],

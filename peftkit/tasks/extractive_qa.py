@@ -51,11 +51,11 @@ class ExtractiveQA(Task):
     text_columns: ClassVar[tuple[str, ...]] = ("question", "context")
 
     stride: int = Field(64, ge=0)
-    """Tokens of the context that neighbouring windows share."""
+    """Tokens of the context that neighbouring windows share; at most a quarter of model.max_length."""
     max_answer_length: int = Field(30, ge=1)
     """Longest answer, in tokens."""
     n_best: int = Field(5, ge=1)
-    """How many answers an application gets, and starts and ends of each window that are tried."""
+    """How many answers an application gets; four times as many starts and ends of each window are tried."""
     no_answer: bool | None = None
     """Whether questions may have no answer in their context; not given: whether any of the training rows has none."""
     no_answer_threshold: float = 0.0
@@ -155,13 +155,12 @@ class ExtractiveQA(Task):
             text if len(spans) <= room - 4 else text[: spans[max(1, room - 4) - 1][1]]
             for text, spans in zip(questions, cut, strict=True)
         ]
-        longest = max((min(len(spans), room - 4) for spans in cut), default=0)
         return tokenizer(
             shortened,
             contexts,
             truncation="only_second",
             max_length=max_length,
-            stride=max(0, min(self.stride, (max_length - longest - 4) // 2)),
+            stride=min(self.stride, room // 2),  # not by the questions of the batch, or they would change its windows
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )

@@ -83,6 +83,14 @@ def test_long_contexts_are_read_in_windows_that_overlap(tokenizer: Any) -> None:
     assert [feature["labels"] != [0, 0] for feature in windows] == [False] * (len(windows) - 1) + [True]
 
 
+def test_windows_of_a_row_do_not_depend_on_the_rows_beside_it(tokenizer: Any) -> None:
+    context, question = "The film was long. " * 12, "How long was the very long and very generous film? " * 4
+    alone = Dataset.from_list([row("Who?", context, None)])
+    beside = Dataset.from_list([row("Who?", context, None), row(question, context, None)])
+    one, two = (resolved(alone).encode(rows, tokenizer, 40).to_list() for rows in (alone, beside))
+    assert one == [feature for feature in two if feature[ROW] == 0]
+
+
 def features_of(logits: Any, spans: list[list[tuple[int, int]]], rows: list[int]) -> Any:
     features = {
         ROW: rows,
@@ -212,6 +220,10 @@ def test_squad_files_give_a_row_per_question(tmp_path: Path) -> None:
         (
             '{"data": [{"paragraphs": [{"context": "a", "qas": [{"question": 5, "answers": []}]}]}]}',
             r"qas\[0\]\.question is 5, not a text",
+        ),
+        (
+            '{"data": [{"paragraphs": [{"context": "a", "qas": ["Who?"]}]}]}',
+            r"qas\[0\]\.question is None, not a text",
         ),
     ],
 )
