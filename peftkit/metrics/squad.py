@@ -24,7 +24,8 @@ _PIECES = re.compile(rf"[{_EASTERN}]|[^\s{_EASTERN}]+")
 class Squad(MeanTextMetric):
     """Mean F1 of shared words and share of exact matches; of several right answers the best counts.
 
-    Case, punctuation and English articles do not count. An answer without words is right only where none is expected.
+    Case, punctuation and English articles do not count. An answer without words is right only where none is expected;
+    of the right answers those count that have words, if any.
     (Rajpurkar et al. 2016, arXiv:1606.05250; 2018, arXiv:1806.03822)
     """
 
@@ -47,7 +48,7 @@ class Squad(MeanTextMetric):
         return np.array(
             [
                 [max(self._f1(text, right) for right in answers), max(self._exact(text, right) for right in answers)]
-                for text, answers in zip(predictions, references, strict=True)
+                for text, answers in zip(predictions, map(_wordy, references), strict=True)
             ],
             np.float64,
         )
@@ -65,6 +66,11 @@ class Squad(MeanTextMetric):
     def _pieces(self, text: str) -> list[str]:
         plain = normalized(text)
         return plain.split() if self.unit == "words" else _PIECES.findall(plain)
+
+
+def _wordy(answers: Sequence[str]) -> Sequence[str]:
+    """The answers of which the rules leave a word, or none if there is no such."""
+    return [text for text in answers if normalized(text)] or [""]
 
 
 def normalized(text: str) -> str:

@@ -36,7 +36,7 @@ def plain(text: str) -> list[str]:
 def expected(text: str, right: list[str]) -> tuple[float, float]:
     """Exact match and F1."""
     exact, best = 0.0, 0.0
-    for answer in right:
+    for answer in [answer for answer in right if plain(answer)] or [""]:
         one, two = plain(text), plain(answer)
         exact = max(exact, float(one == two))
         left = list(two)
@@ -86,6 +86,13 @@ def test_no_answer_is_right_only_where_none_is_expected() -> None:
     assert metric.compute([""], [[""]]) == {"squad_f1": 1.0, "exact_match": 1.0}
     assert metric.compute(["x"], [[""]]) == {"squad_f1": 0.0, "exact_match": 0.0}
     assert metric.compute([""], [["x"]]) == {"squad_f1": 0.0, "exact_match": 0.0}
+
+
+def test_right_answers_without_words_count_only_alone() -> None:
+    """As in the script of SQuAD 2.0."""
+    metric = metrics.build("squad")
+    assert metric.compute(["a"], [["the", "cat"]]) == {"squad_f1": 0.0, "exact_match": 0.0}
+    assert metric.compute(["a"], [["the", "."]]) == {"squad_f1": 1.0, "exact_match": 1.0}
 
 
 def test_characters_for_texts_without_blanks() -> None:
