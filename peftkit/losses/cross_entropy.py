@@ -31,10 +31,11 @@ class CrossEntropy(WeightedLoss):
         """
         from torch.nn.functional import cross_entropy
 
-        count = (labels != IGNORED).sum().clamp(min=1) if num_items is None else num_items
+        counted = labels != IGNORED
+        count = counted.sum().clamp(min=1) if num_items is None else num_items
         summed = cross_entropy(
-            logits.float().flatten(0, -2),
-            labels.flatten(),
+            logits[counted].float(),  # a language model's logits are large, and most of them stand at prompts
+            labels[counted],
             weight=self.weights(logits),
             reduction="sum",
             label_smoothing=self.label_smoothing,
