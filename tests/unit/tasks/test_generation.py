@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from peftkit.errors import CapabilityError, DataError, PeftkitError, RecipeError
@@ -147,23 +148,32 @@ def test_what_was_learnt_is_said_and_ends(checkpoint: Checkpoint, tmp_path: Path
 
 
 @pytest.mark.training
-def test_end_token_is_written_for_other_programs(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 4)
+def test_other_programs_generate_the_same_and_stop(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The lines of docs/tasks/text_generation.md, without peftkit."""
+    (tmp_path / "train.jsonl").write_text('{"prompt": "the film was", "completion": "long and dull"}\n' * 4)
     recipe = Recipe.from_values(
         {
-            "model": {"id": str(checkpoint("llama")), "max_length": 16},
-            "task": "text_generation",
+            "model": {"id": str(checkpoint("gpt2")), "max_length": 16},
+            "task": {"name": "text_generation", "max_new_tokens": 12},
             "data": {"name": "files", "train": f"{tmp_path}/train.jsonl"},
-            "method": "lora",
-            "training": {"max_steps": 1},
+            "method": {"name": "lora", "rank": 16, "alpha": 64},
+            "training": {"max_steps": 60, "batch_size": 4, "learning_rate": 0.02},
         },
         origin="test",
     )
     run(recipe, tmp_path / "run", options=RunOptions(show_progress=False))
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "adapter")
-    saved = GenerationConfig.from_pretrained(tmp_path / "run" / "adapter")
-    assert saved.eos_token_id == tokenizer.eos_token_id
-    assert saved.pad_token_id == tokenizer.pad_token_id
+    adapter = tmp_path / "run" / "adapter"
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    settings = GenerationConfig.from_pretrained(adapter, max_new_tokens=12, do_sample=False)
+    assert settings.eos_token_id == tokenizer.eos_token_id
+    assert settings.pad_token_id == tokenizer.pad_token_id
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(checkpoint("gpt2")), adapter).eval()
+    prompt = tokenizer("the film was", return_tensors="pt")
+    new = model.generate(**prompt, generation_config=settings)[0, prompt["input_ids"].shape[1] :]
+    assert new[-1] == tokenizer.eos_token_id  # it stops by itself, before 12 tokens are full
+    assert len(new) < 12
+    text = tokenizer.decode(new, skip_special_tokens=True).strip()
+    assert [{"text": text}] == load(tmp_path / "run")(["the film was"]) == [{"text": "long and dull"}]
 
 
 def test_answers_are_cut_at_stop_texts(checkpoint: Checkpoint) -> None:
