@@ -14,10 +14,13 @@ from peftkit.training import RunOptions, run
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 EXPECTED = {
+    "e2e_lora",
     "emotion_multiclass_lora",
+    "gsm8k_instruct_lora",
     "imdb_lora",
     "local_csv",
     "rte_lora",
+    "scitldr_lora",
     "sst2_adalora",
     "sst2_bitfit",
     "sst2_bottleneck",
