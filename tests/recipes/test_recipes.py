@@ -20,7 +20,6 @@ EXPECTED = {
     "imdb_lora",
     "local_csv",
     "rte_lora",
-    "scitldr_lora",
     "sst2_adalora",
     "sst2_bitfit",
     "sst2_bottleneck",
