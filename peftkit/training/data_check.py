@@ -43,11 +43,13 @@ class LabelRule:
         column: that holds the labels.
         problem: why a value is no legal label, or None.
         class_of: name of the class a legal label belongs to; None, as function or result, where there are no classes.
+        one_per_input: whether an input has one right label; texts that answer a prompt may well differ.
     """
 
     column: str
     problem: Callable[[Any], str | None]
     class_of: Callable[[Any], str | None] | None = None
+    one_per_input: bool = True
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def check_data(
             findings += _over_length(split, lengths, max_length)
         findings += [Finding("error", message) for message in errors]
     for split in sound:
-        findings += _repeated(split)
+        findings += _repeated(split, one_label=rules.label is None or rules.label.one_per_input)
     sound.sort(key=lambda split: split.name != "train")
     for earlier, later in combinations(sound, 2):
         findings += _leaked(earlier, later)
@@ -233,7 +235,7 @@ def _over_length(split: _Split, lengths: Sequence[int], max_length: int) -> list
     return [Finding("warning", message)]
 
 
-def _repeated(split: _Split) -> list[Finding]:
+def _repeated(split: _Split, *, one_label: bool) -> list[Finding]:
     first: dict[Any, int] = {}
     equal: list[tuple[int, int]] = []
     contradictory: list[tuple[int, int]] = []
@@ -251,7 +253,7 @@ def _repeated(split: _Split) -> list[Finding]:
             f"({_percent(len(equal), len(split.inputs))}) exactly: {_pairs(split, split, equal)}; remove them, unless "
             "they should count more than once"
         )
-    if contradictory:
+    if contradictory and one_label:
         findings.append(
             f"split {split.name!r} labels {_rows(len(contradictory))} otherwise than an earlier row with the same "
             f"input: {_pairs(split, split, contradictory)}; decide for one label"

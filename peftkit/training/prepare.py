@@ -105,7 +105,7 @@ def find_problems(
 
     rule = None
     if task.label_column is not None:
-        rule = LabelRule(task.label_column, problem=task.label_problem, class_of=task.class_of)
+        rule = LabelRule(task.label_column, task.label_problem, task.class_of, one_per_input=not task.generates)
     findings = check_data(
         loaded.splits,
         RowRules(texts, rule, task.context_columns, task.row_problems),

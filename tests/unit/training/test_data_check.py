@@ -63,6 +63,15 @@ def test_rows_that_differ_in_their_context_are_not_the_same() -> None:
     assert "split 'train' repeats 1 row of 3 (33.3 %) exactly: row 2 = row 0" in finding.message
 
 
+def test_a_prompt_may_have_several_completions() -> None:
+    labels = ["neg", "pos", "neg"]
+    assert "labels 1 row otherwise" in check(train=rows(["a", "a", "b"], labels))[0].message
+    several = LabelRule("label", problem=problem, one_per_input=False)
+    assert check(several, train=rows(["a", "a", "b"], labels)) == []
+    (finding,) = check(several, train=rows(["a", "a", "a"], labels))
+    assert "repeats 1 row of 3 (33.3 %) exactly: row 2 = row 0" in finding.message
+
+
 def test_at_most_five_rows_are_listed() -> None:
     findings = check(train=rows(["x", "y"] + [""] * 17, ["neg", "pos"] + ["neg"] * 17))
     assert "rows 2, 3, 4, 5, 6 and 12 more" in messages(findings, "error")[0]
