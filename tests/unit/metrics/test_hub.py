@@ -138,7 +138,7 @@ def test_unreachable_hub_names_the_metric_and_what_works_offline(
     scripts: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("peftkit.artifacts.hub_reachable", lambda: False)
-    message = "'hub:rouge' comes from the hub, which cannot be reached.* without a network there are: accuracy, f1, "
+    message = "'hub:rouge' comes from the hub, which cannot be reached.* without a network there are: accuracy, bleu, "
     with pytest.raises(CapabilityError, match=message):
         metrics.build("hub:rouge").compute([0], [0])
 
