@@ -14,6 +14,7 @@ from peftkit.training import RunOptions, run
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 EXPECTED = {
+    "bbh_multiple_choice",
     "e2e_lora",
     "emotion_multiclass_lora",
     "gsm8k_instruct_lora",

@@ -139,6 +139,8 @@ def test_a_resolved_recipe_reads_back_equal_with_every_component(kind: str, spec
     if kind == "loss":
         task = {"binary_cross_entropy": "multi_label", "mean_squared_error": "regression"}.get(spec["name"])
         values["task"] = {"name": "sequence_classification", "problem_type": task or "single_label"}
+        values["task"] = "extractive_qa" if spec["name"] == "own" else values["task"]
+        values["regularizers"] = [] if spec["name"] == "own" else values.get("regularizers", [])
     if kind == "task":  # the loss and the regularizers are for labels that are classes
         values |= {"loss": None, "regularizers": []}
     recipe = Recipe.from_values(values, origin="test")

@@ -28,7 +28,7 @@ FURTHER = [
     _row("Where did the soup come from?", LONG, "Oslo"),
     _row("Who loved the plot?", "Anna loved the film.", None),
 ]
-TASK = {"name": "extractive_qa", "stride": 8}
+TASK = {"name": "extractive_qa", "stride": 8, "no_answer": True}
 CASES = [
     TaskCase(model, TASK, train=ROWS + more, validation=ROWS[:2] + more, inputs=INPUTS)
     for model, more in (("bert", FURTHER[:1]), ("roberta", FURTHER))
