@@ -54,7 +54,7 @@ def _switch_heads(model: Any, args: tuple[Any, ...]) -> None:
 
 
 def _drop_virtual_outputs(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
-    logits = output["logits"] if isinstance(output, Mapping) else None
+    logits = output.get("logits") if isinstance(output, Mapping) else None
     if logits is None or logits.ndim != 3:
         return output
     names = ("decoder_input_ids", "labels") if model.config.is_encoder_decoder else ("input_ids", "inputs_embeds")

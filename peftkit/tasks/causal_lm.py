@@ -38,7 +38,7 @@ class CausalLM(LanguageModel):
 
         asked = "text" not in rows.column_names
         texts = rows.rename_columns({PROMPT: "text"}) if asked else rows
-        documents = tokenized(texts, tokenizer, special=True, words=False)
+        documents = tokenized(texts, tokenizer, special=True)
         if asked:
             documents = [document[:max_length] for document in documents]
             if empty := [position for position, document in enumerate(documents) if not len(document)]:
@@ -94,4 +94,4 @@ def _closed(document: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> np.ndar
         )
     if len(document) and document[-1, 0] == end:
         return document
-    return np.concatenate([document, [[end, -1]]])
+    return np.concatenate([document, [[end, -1, 0]]])

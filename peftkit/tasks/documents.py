@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BATCH = 1000
+_SENTENCE_END = re.compile(r"[.!?]+['\")\]]*(?=\s)|\n+")
 
 
 @dataclass(frozen=True)
@@ -55,22 +57,46 @@ def cut(documents: Sequence[np.ndarray], size: int, *, pack: bool) -> list[Block
     return [Block(text[start : start + size], row) for start, row in zip(starts.tolist(), rows, strict=True)]
 
 
-def tokenized(rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, special: bool, words: bool) -> list[np.ndarray]:
-    """Every text whole, as (length, 2): ids, and the number of the word that a token is of, -1 for special tokens.
+def separated(documents: Sequence[np.ndarray], token: int) -> list[np.ndarray]:
+    """Documents with a token behind each but the last, whose block is closed by one anyway."""
+    import numpy as np
+
+    return [np.concatenate([document, [[token, -1, 0]]]) for document in documents[:-1]] + [*documents[-1:]]
+
+
+def tokenized(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, special: bool = False, sentences: bool = False
+) -> list[np.ndarray]:
+    """Every text whole, as (length, 3): ids, and the numbers of the word and the sentence that a token is of.
 
     Args:
-        special: whether with the special tokens that the tokenizer puts around a text.
-        words: whether to number the words; without, all are 0.
+        special: whether with the special tokens that the tokenizer puts around a text; they are of word -1.
+        sentences: whether to tell sentences apart; without, all tokens are of sentence 0.
     """
     import numpy as np
 
     documents = []
     for batch in rows.select_columns(["text"]).iter(_BATCH):
-        encoded = tokenizer(batch["text"], add_special_tokens=special, return_attention_mask=False, verbose=False)
-        for place, ids in enumerate(encoded["input_ids"]):
-            numbers = [-1 if word is None else word for word in encoded.word_ids(place)] if words else [0] * len(ids)
-            documents.append(np.array([ids, numbers], np.int64).T)
+        encoded = tokenizer(
+            batch["text"],
+            add_special_tokens=special,
+            return_attention_mask=False,
+            return_offsets_mapping=sentences,
+            verbose=False,
+        )
+        for place, (text, ids) in enumerate(zip(batch["text"], encoded["input_ids"], strict=True)):
+            words = [-1 if word is None else word for word in encoded.word_ids(place)]
+            of = _sentences(text, encoded["offset_mapping"][place]) if sentences else np.zeros(len(ids))
+            documents.append(np.stack([ids, words, of], axis=1).astype(np.int64))
     return documents
+
+
+def _sentences(text: str, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The number of the sentence that each token ends in, given where tokens begin and end in the text."""
+    import numpy as np
+
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    return np.searchsorted(ends, [end for _, end in spans], side="left")
 
 
 @dataclass(frozen=True)
@@ -109,11 +135,6 @@ class Frame:
             owner = now
         return cls(tuple(map(tuple, pieces)), tuple(types))
 
-    @property
-    def length(self) -> int:
-        """Special tokens in all."""
-        return sum(map(len, self.pieces))
-
     def around(self, *texts: Sequence[int]) -> dict[str, list[int]]:
         """One feature: ids, token types, attention mask."""
         parts = [self.pieces[0]]
@@ -124,22 +145,36 @@ class Frame:
         return {"input_ids": ids, "token_type_ids": types, "attention_mask": [1] * len(ids)}
 
     def room(self, max_length: int) -> int:
-        """Tokens of text that fit into `max_length`.
+        """Tokens that each text may have within `max_length`.
 
         Raises:
             DataError: none.
         """
-        if max_length <= self.length:
-            raise DataError(f"model.max_length is {max_length}, and special tokens alone take {self.length}; raise it")
-        return max_length - self.length
+        special, texts = sum(map(len, self.pieces)), len(self.pieces) - 1
+        if max_length < special + texts:
+            raise DataError(
+                f"model.max_length is {max_length}, and special tokens alone take {special}; raise it to "
+                f"{special + texts} or more"
+            )
+        return (max_length - special) // texts
 
 
 def batch_of(
-    features: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, names: Sequence[str]
+    features: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    lists: Sequence[str],
+    *,
+    numbers: Sequence[str] = (),
 ) -> dict[str, Tensor]:
-    """The columns `names` of features, filled up on the right, and `ROW`; token types where the model knows them."""
-    fill = dict.fromkeys(names, 0) | {"input_ids": tokenizer.pad_token_id, "labels": IGNORED}
+    """Columns of features as tensors, and `ROW`; token types only where the model knows them.
+
+    Args:
+        lists: columns that are filled up on the right; they may be absent.
+        numbers: columns of one number each; they may be absent.
+    """
+    fill = dict.fromkeys(lists, 0) | {"input_ids": tokenizer.pad_token_id}
+    fill |= {"labels": IGNORED} if "labels" in lists else {}
     if "token_type_ids" not in tokenizer.model_input_names:
         fill.pop("token_type_ids", None)
-    wanted = (*fill, ROW)
+    wanted = (*fill, *numbers, ROW)
     return padded([{name: feature[name] for name in wanted if name in feature} for feature in features], fill)

@@ -81,7 +81,7 @@ class GenerationTask(Task):
         """Logits of every token (decoder) or of every label (encoder-decoder)."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         if not self._is_decoder:
-            inputs["decoder_input_ids"] = _decoder_inputs(model, batch)
+            inputs["decoder_input_ids"] = decoder_inputs(model, batch)
         return model(**inputs)
 
     def aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -351,7 +351,7 @@ def _first(cell: Any) -> str:
     return str(cell[0] if isinstance(cell, (list, tuple)) else cell)
 
 
-def _decoder_inputs(model: Any, batch: Mapping[str, Any]) -> Tensor:
+def decoder_inputs(model: Any, batch: Mapping[str, Any]) -> Tensor:
     """Labels shifted to the right behind the start token; the start token alone where there are no labels."""
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     if "labels" in batch:

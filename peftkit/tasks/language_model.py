@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from peftkit.errors import DataError
 from peftkit.tasks import ROW, Encoded, Scored, Task
 from peftkit.tasks.generation import token_likelihoods
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset, DatasetDict
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,17 +19,12 @@ PROMPT = "prompt"
 _SHOWN = 200
 
 
-class LanguageModel(Task):
-    """A task whose labels are tokens of its texts."""
+class RunningText(Task):
+    """A task that needs nothing but texts: its labels are made of them."""
 
     text_columns: ClassVar[tuple[str, ...]] = ("text",)
     inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
     """What of a batch the model takes."""
-
-    @property
-    def default_metrics(self) -> tuple[str, ...]:
-        """Perplexity, and the share of tokens guessed right."""
-        return ("perplexity", "token_accuracy")
 
     def resolved(self, splits: DatasetDict) -> Self:
         """Unchanged; see `Task.resolved`."""
@@ -50,6 +46,15 @@ class LanguageModel(Task):
         """See `Task.forward`."""
         return model(**{name: batch[name] for name in self.inputs if name in batch})
 
+
+class LanguageModel(RunningText):
+    """A task whose labels are tokens of its texts."""
+
+    @property
+    def default_metrics(self) -> tuple[str, ...]:
+        """Perplexity, and the share of tokens guessed right."""
+        return ("perplexity", "token_accuracy")
+
     def read(
         self, model: PreTrainedModel, batch: Mapping[str, Any], output: Any, *, generate: bool = True
     ) -> list[Any]:
@@ -58,7 +63,7 @@ class LanguageModel(Task):
         # Row by row: all logits of a batch in float32 are the largest tensor of an evaluation.
         return [token_likelihoods(*(part[None] for part in pair))[0] for pair in zip(logits, labels, strict=True)]
 
-    def references(self, encoded: Encoded) -> NoReturn:
+    def references(self, encoded: Encoded) -> np.ndarray:
         """None to compare with.
 
         Raises:

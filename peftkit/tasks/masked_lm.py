@@ -11,13 +11,12 @@ from pydantic import Field
 from peftkit.errors import DataError
 from peftkit.labels import IGNORED
 from peftkit.tasks import ROW, Collator, Encoded, Head, tasks
-from peftkit.tasks.documents import Frame, batch_of, cut, tokenized
+from peftkit.tasks.documents import Frame, batch_of, cut, separated, tokenized
 from peftkit.tasks.generation import token_likelihoods
 from peftkit.tasks.language_model import PROMPT, LanguageModel
 from peftkit.tasks.masking import Masking
 
 if TYPE_CHECKING:
-    import numpy as np
     from datasets import Dataset
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,11 +38,13 @@ class MaskedTokens(LanguageModel):
     """Which tokens are masked in evaluation, always the same; training masks anew in each epoch, by the recipe's
     seed."""
 
-    def masked(self, features: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-        """A padded batch of features with masks, and its labels."""
+    def masked(
+        self, features: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, *, numbers: Sequence[str] = ()
+    ) -> dict[str, Tensor]:
+        """A padded batch of features with masks, and its labels; see `batch_of`."""
         masking = Masking.of(tokenizer, probability=self.mask_probability, seed=self.draw_seed)
         drawn = [{**feature, **masking.apply(feature)} for feature in features]
-        return batch_of(drawn, tokenizer, (*self.inputs, "labels"))
+        return batch_of(drawn, tokenizer, (*self.inputs, "labels"), numbers=numbers)
 
     def forward(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> Any:
         """The output for one batch; of a batch with labels only the logits (labelled, vocabulary) of labelled tokens.
@@ -104,12 +105,12 @@ class MaskedLM(MaskedTokens):
         room = frame.room(max_length)
         if "text" not in rows.column_names:
             return _asked(rows, tokenizer, frame, room)
-        documents = tokenized(rows, tokenizer, special=False, words=self.whole_word)
+        documents = tokenized(rows, tokenizer)
         if self.pack:
-            documents = _separated(documents, frame.pieces[-1][-1:])
+            documents = separated(documents, frame.pieces[-1][-1])
         features = []
         for block in cut(documents, room, pack=self.pack):
-            ids, words = block.tokens.T.tolist()
+            ids, words, _ = block.tokens.T.tolist()
             feature: dict[str, Any] = {**frame.around(ids), ROW: block.row}
             if self.whole_word:
                 feature["words"] = frame.around(words)["input_ids"]
@@ -154,14 +155,6 @@ class MaskedLM(MaskedTokens):
             ]
             answers.append({"text": tokenizer.decode(filled, skip_special_tokens=True), "fills": fills})
         return answers
-
-
-def _separated(documents: Sequence[np.ndarray], end: Sequence[int]) -> list[np.ndarray]:
-    """Documents with a separator behind each but the last, whose block is closed by one anyway."""
-    import numpy as np
-
-    separator = np.array([[token, -1] for token in end], np.int64).reshape(-1, 2)
-    return [np.concatenate([document, separator]) for document in documents[:-1]] + [*documents[-1:]]
 
 
 def _asked(rows: Dataset, tokenizer: PreTrainedTokenizerBase, frame: Frame, room: int) -> Dataset:
