@@ -275,7 +275,7 @@ def _on_base(adapter: ForeignAdapter, base: PreTrainedModel, spec: ModelSpec) ->
 
     from peft import get_peft_model_state_dict
 
-    misfit = f"the adapter in '{adapter.folder}' does not fit the base '{spec.id}' ({type(base).__name__})"
+    misfit = f"the adapter in '{adapter.folder}' does not fit the base '{spec.title}' ({type(base).__name__})"
     advice = "name the base that it was trained on with  base"
     try:
         with warnings.catch_warnings():

@@ -95,7 +95,7 @@ def load_model(spec: ModelSpec, head: Head, *, storage: Storage, trust_remote_co
         ArtifactError: the model cannot be found, or its files are damaged.
         CapabilityError: the architecture has no such head, or this machine cannot read the weights.
     """
-    artifact = locate_model(spec.id, revision=spec.revision, trust_remote_code=trust_remote_code)
+    artifact = locate_model(spec.locator, revision=spec.revision, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(artifact, trust_remote_code=trust_remote_code)
     stored = stored_quantization(spec)
     if stored is not None:
@@ -119,21 +119,21 @@ def load_model(spec: ModelSpec, head: Head, *, storage: Storage, trust_remote_co
 
 def skeleton(spec: ModelSpec, head: Head) -> LoadedModel:
     """The model on the meta device, from its configuration alone: modules and shapes, no weights."""
-    artifact = locate_tokenizer(spec.id, revision=spec.revision)
+    artifact = locate_tokenizer(spec.locator, revision=spec.revision)
     tokenizer = load_tokenizer(artifact)
     config = AutoConfig.from_pretrained(artifact.path, **head.config)
     with quiet_libraries(), torch.device("meta"):
         try:
             model = model_class(head.auto_class, config, head.modules).from_config(config)
         except ValueError as problem:
-            raise _lacks_head(spec.id, head, problem) from problem
+            raise _lacks_head(spec.title, head, problem) from problem
         missing = set() if head.is_new else unstored(model, config)
     return LoadedModel(model, tokenizer, artifact, new_modules(model, head, missing))
 
 
 def base_config(spec: ModelSpec) -> PretrainedConfig:
     """The configuration of a base model."""
-    return AutoConfig.from_pretrained(locate_tokenizer(spec.id, revision=spec.revision).path)
+    return AutoConfig.from_pretrained(locate_tokenizer(spec.locator, revision=spec.revision).path)
 
 
 def _end_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -160,7 +160,7 @@ def storage_of(recipe: Recipe, head: Head, *, dtype: torch.dtype, device: str | 
     if stored is not None:
         if recipe.quantization is not None:
             raise CapabilityError(
-                f"'{recipe.model.id}' is quantized already ({stored.method}); remove  quantization  from the recipe"
+                f"'{recipe.model.title}' is quantized already ({stored.method}); remove  quantization  from the recipe"
             )
         check_readable(recipe.model, stored, device=device)
     if recipe.quantization is None:
@@ -335,7 +335,7 @@ def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, run_dir: Path, 
     config = folder / ("adapter_config.json" if is_adapter else "config.json")
     content = json.loads(config.read_text("utf-8"))
     named = {"base_model_name_or_path": spec.id, "revision": spec.revision}
-    named = named if is_adapter else {"_name_or_path": spec.id}
+    named = named if is_adapter else {"_name_or_path": spec.title}
     # peft keeps target modules in a set, whose order differs from process to process, and lists head modules twice.
     config.write_text(json.dumps(_sorted_lists(content | named), indent=2, sort_keys=True) + "\n", "utf-8")
     (folder / "README.md").unlink(missing_ok=True)  # peft's template, which names the cache folder as the base model
@@ -387,8 +387,7 @@ def load_tuned(run_dir: Path, spec: ModelSpec, head: Head, *, storage: Storage) 
         make_room(loaded.model, tokenizer)
         model = load_adapter_onto(loaded.model, run_dir / ADAPTER_DIR)
     elif (run_dir / MODEL_DIR / "config.json").is_file():
-        whole = spec.model_copy(update={"id": str(run_dir / MODEL_DIR), "revision": None})
-        loaded = load_model(whole, head, storage=storage)
+        loaded = load_model(spec.tuned(run_dir / MODEL_DIR), head, storage=storage)
         model, tokenizer = loaded.model, loaded.tokenizer
     else:
         raise RunError(f"'{run_dir}' holds neither {ADAPTER_DIR}/ nor {MODEL_DIR}/; run the recipe again")

@@ -89,11 +89,13 @@ class Predictor:
         """
         import torch
 
-        from peftkit.models import load_tuned, on_device, storage_of, usable_device
+        from peftkit.models import MODEL_DIR, load_tuned, on_device, storage_of, usable_device
 
         run_dir, result = read_result(Path(run_dir))
         _check_files(result, run_dir)
         recipe = Recipe.from_values(result.recipe, origin=str(run_dir / RUN_FILE))
+        if recipe.model.architecture is not None:
+            recipe = recipe.model_copy(update={"model": recipe.model.at(run_dir / MODEL_DIR)})
         if merge:
             _check_mergeable(recipe)
         place = usable_device(device)
@@ -209,8 +211,8 @@ def _check_mergeable(recipe: Recipe) -> None:
     stored = stored_quantization(recipe.model)
     if stored is not None:
         raise CapabilityError(
-            f"the base '{recipe.model.id}' is stored as {stored.method}: merging would round the adapter away with its "
-            "weights, and there is no full-precision base to merge into; load it with merge=False"
+            f"the base '{recipe.model.title}' is stored as {stored.method}: merging would round the adapter away with "
+            "its weights, and there is no full-precision base to merge into; load it with merge=False"
         )
 
 

@@ -7,10 +7,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from peftkit.data import DataSource, sources
@@ -62,11 +62,28 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-class ModelSpec(Section):
-    """The base model."""
+class TokenizerSpec(Section):
+    """A tokenizer that is trained on the texts of the training split."""
 
-    id: str = Field(min_length=1)
+    type: Literal["wordpiece", "bpe", "unigram"]
+    """wordpiece: BERT's, with a mask token; bpe: on bytes, as GPT-2's and RoBERTa's, with a mask token; unigram: T5's,
+    with sentinels."""
+    vocab_size: int = Field(8000, ge=300)
+    """Tokens, special ones included; fewer where the texts give fewer."""
+    lowercase: bool = False
+    """Of wordpiece: fold case, and strip accents."""
+
+
+class ModelSpec(Section):
+    """The base model: `id`, or `architecture` and `tokenizer` of one that is trained from scratch."""
+
+    id: str | None = Field(None, min_length=1)
     """Hub id (org/name), local folder, or GGUF file."""
+    architecture: dict[str, Any] | None = None
+    """Configuration of a model with random weights: {type: bert, hidden_size: 256, num_hidden_layers: 4, ...}, with the
+    names of transformers; what is not given is its default there, the vocabulary is the tokenizer's."""
+    tokenizer: TokenizerSpec | None = None
+    """Of a model from scratch: {type: wordpiece, vocab_size: 8000}."""
     revision: str | None = None
     """Commit, tag or branch on the hub."""
     max_length: int = Field(128, ge=2)
@@ -75,6 +92,45 @@ class ModelSpec(Section):
     """Adapter folders that are folded into the base, in this order, before anything is trained."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of weights that are not quantized; those that train are float32 in any case. auto: float32."""
+    _folder: str | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _one_base(self) -> Self:
+        if (self.id is None) == (self.architecture is None):
+            raise ValueError("give either id, the base to start from, or architecture, to start from random weights")
+        if self.id is not None and self.tokenizer is not None:
+            raise ValueError(f"the base {self.id!r} brings its own tokenizer; remove tokenizer, or give architecture")
+        if self.architecture is not None:
+            if self.tokenizer is None:
+                raise ValueError("architecture needs a tokenizer, e.g. {type: wordpiece, vocab_size: 8000}")
+            if not isinstance(self.architecture.get("type"), str):
+                raise ValueError("architecture needs a type: bert, roberta, gpt2, llama, t5 or another of transformers")
+            if self.adapters:
+                raise ValueError("adapters are folded into a base that was trained, not into architecture; remove them")
+        return self
+
+    @property
+    def locator(self) -> str:
+        """Where configuration, tokenizer and weights are: `id`, or where those of a model from scratch were laid."""
+        found = self.id or self._folder
+        assert found is not None  # a run lays them before anything reads them
+        return found
+
+    @property
+    def title(self) -> str:
+        """The base in words."""
+        return self.id or f"{(self.architecture or {})['type']} from scratch"
+
+    def at(self, folder: Path) -> ModelSpec:
+        """The same model from scratch, its files in `folder`."""
+        spec = self.model_copy()
+        spec._folder = str(folder)
+        return spec
+
+    def tuned(self, folder: Path) -> ModelSpec:
+        """The whole model in `folder` that this one has become."""
+        base = {"id": str(folder), "revision": None, "adapters": (), "architecture": None, "tokenizer": None}
+        return self.model_copy(update=base)
 
 
 class TrainingOptions(Section):
@@ -188,12 +244,7 @@ class Recipe(Section):
                 "integers; remove quantization, or choose a method that adds weights, such as lora",
                 value=self.quantization.name,
             )
-        if self.quantization is not None and self.model.adapters:
-            raise problem_at(
-                ("model", "adapters"),
-                f"{self.quantization.name} would round the adapters that are folded into the base; remove quantization",
-                value=list(self.model.adapters),
-            )
+        self._check_base()
         if self.method.runs_to_the_end and self.training.early_stopping_patience is not None:
             raise problem_at(
                 ("training", "early_stopping_patience"),
@@ -215,6 +266,21 @@ class Recipe(Section):
             listed = f"{best!r} is not among the metrics ({', '.join(known)}){hint}"
             raise problem_at(("training", "best_metric"), listed, value=best)
         return self
+
+    def _check_base(self) -> None:
+        if self.model.architecture is not None and not self.method.trains_base_weights:
+            raise problem_at(
+                ("method",),
+                f"method {self.method.name!r} adds to weights that stay as they are, and those of model.architecture "
+                "are random; use  method: full",
+                value=self.method.name,
+            )
+        if self.quantization is not None and self.model.adapters:
+            raise problem_at(
+                ("model", "adapters"),
+                f"{self.quantization.name} would round the adapters that are folded into the base; remove quantization",
+                value=list(self.model.adapters),
+            )
 
     def _check_targets(self, part: Loss | Regularizer, *, at: tuple[str, ...]) -> None:
         if self.task.targets not in part.targets:

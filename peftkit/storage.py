@@ -93,7 +93,7 @@ def compute_dtype(device: str) -> torch.dtype:
 
 def stored_quantization(spec: ModelSpec) -> StoredQuantization | None:
     """How the files of a checkpoint are quantized; None if they are not. Reads its configuration only."""
-    folder = locate_tokenizer(spec.id, revision=spec.revision).path
+    folder = locate_tokenizer(spec.locator, revision=spec.revision).path
     settings = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config")
     return None if settings is None else StoredQuantization(settings.get("quant_method", "bitsandbytes"), settings)
 
@@ -128,7 +128,7 @@ def check_readable(spec: ModelSpec, stored: StoredQuantization, *, device: str) 
     instead = "choose an unquantized base and  quantization: nf4"
     if absent:
         raise CapabilityError(
-            f"the weights of '{spec.id}' are stored as {stored.method}, which needs {' and '.join(absent)}; "
+            f"the weights of '{spec.title}' are stored as {stored.method}, which needs {' and '.join(absent)}; "
             f"install it with  pip install {' '.join(packages[name] for name in absent)}  or {instead}"
         )
     try:
@@ -137,12 +137,12 @@ def check_readable(spec: ModelSpec, stored: StoredQuantization, *, device: str) 
     except (ImportError, RuntimeError, ValueError) as problem:
         reason = str(problem).strip().rstrip(".")
         raise CapabilityError(
-            f"the weights of '{spec.id}' are stored as {stored.method}, which cannot be loaded here ({reason}); "
+            f"the weights of '{spec.title}' are stored as {stored.method}, which cannot be loaded here ({reason}); "
             f"{instead}"
         ) from problem
     if not reader.is_trainable:
         raise CapabilityError(
-            f"the weights of '{spec.id}' are stored as {stored.method}, through which transformers passes no "
+            f"the weights of '{spec.title}' are stored as {stored.method}, through which transformers passes no "
             f"gradients; {instead}"
         )
 

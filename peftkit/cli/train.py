@@ -151,8 +151,8 @@ def _refuse_with_resume(**given: object) -> None:
 
 def _in_short(recipe: Recipe | Pipeline) -> str:
     if hasattr(recipe, "stages"):
-        return f"{recipe.name}: {', '.join(stage.name for stage in recipe.stages)} on {recipe.model.id}"
-    return f"{recipe.name}: {recipe.task.name} with {recipe.method.name} on {recipe.model.id}"
+        return f"{recipe.name}: {', '.join(stage.name for stage in recipe.stages)} on {recipe.model.title}"
+    return f"{recipe.name}: {recipe.task.name} with {recipe.method.name} on {recipe.model.title}"
 
 
 def _run_command(recipe: Path, *, settings: Sequence[str] | None, plugin: Sequence[Path] | None) -> str:

@@ -50,8 +50,7 @@ class Node:
         if self.stage.start == "stacked":
             before = self.parent._model(pipeline)
             return before.model_copy(update={"adapters": (*before.adapters, str(self.parent.folder / "adapter"))})
-        start = {"id": str(self.parent.folder / START_DIR), "revision": None, "adapters": ()}
-        return pipeline.model.model_copy(update=start)
+        return pipeline.model.tuned(self.parent.folder / START_DIR)
 
 
 def targets(pipeline: Pipeline, run_dir: Path) -> dict[str, dict[int, Node]]:

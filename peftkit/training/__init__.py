@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
@@ -23,6 +24,7 @@ from peftkit.training.checkpoints import newest_whole
 from peftkit.training.environment import check_environment
 from peftkit.training.prepare import check_metrics, completed, find_problems, load_rows, prepare_data
 from peftkit.training.record import Outcome, Timing, build_result, model_record, score_splits, scores_before
+from peftkit.training.scratch import lay_base
 from peftkit.training.setup import Setup
 from peftkit.training.trainer import HookedTrainer, build_trainer
 from peftkit.training.tuning import check_method, tuned_model
@@ -32,6 +34,8 @@ __all__ = ["CheckReport", "RunOptions", "check", "resume", "run"]
 
 RECIPE_FILE = "recipe.yaml"
 CHECKPOINTS_DIR = "checkpoints"
+BASE_DIR = "base"
+"""Where a model from scratch starts; goes when the run is finished."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +117,12 @@ def check(recipe: Recipe, *, options: RunOptions = _DEFAULTS) -> CheckReport:
         PeftkitError: the recipe or its data cannot be used at all.
     """
     environment = check_environment(recipe, Path())
-    tokenizer = _tokenizer(recipe, options)
     loaded, task = load_rows(recipe)
-    check_method(recipe, task.head(), tokenizer, dtype=environment.weight_dtype, rows=len(loaded.splits["train"]))
-    errors, warnings = find_problems(recipe, loaded, task=task, tokenizer=tokenizer)
+    with TemporaryDirectory() as folder:
+        recipe = lay_base(recipe, task, loaded.splits["train"], Path(folder) / BASE_DIR)
+        tokenizer = _tokenizer(recipe, options)
+        check_method(recipe, task.head(), tokenizer, dtype=environment.weight_dtype, rows=len(loaded.splits["train"]))
+        errors, warnings = find_problems(recipe, loaded, task=task, tokenizer=tokenizer)
     return CheckReport(
         source=loaded.source,
         rows={split: len(rows) for split, rows in loaded.splits.items()},
@@ -156,8 +162,9 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / RECIPE_FILE).write_text(recipe.to_yaml(), "utf-8")
 
-    tokenizer = _tokenizer(recipe, options)
     loaded, task = load_rows(recipe)
+    recipe = lay_base(recipe, task, loaded.splits["train"], run_dir / BASE_DIR)
+    tokenizer = _tokenizer(recipe, options)
     check_method(recipe, task.head(), tokenizer, dtype=environment.weight_dtype, rows=len(loaded.splits["train"]))
     data = prepare_data(recipe, loaded, task=task, tokenizer=tokenizer)
     for line in (*data.loaded.notes, *data.warnings):
@@ -185,17 +192,17 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     result = build_result(trainer, Outcome(data, described, splits, weights), timing=timing)
     write_report(result, run_dir)
     result.write(run_dir)
-    # The saved weights are verified; what served only to resume can go.
-    shutil.rmtree(run_dir / CHECKPOINTS_DIR, ignore_errors=True)
+    for served in (CHECKPOINTS_DIR, BASE_DIR):  # the saved weights are verified; what served only to resume can go
+        shutil.rmtree(run_dir / served, ignore_errors=True)
     return result
 
 
 def _tokenizer(recipe: Recipe, options: RunOptions) -> PreTrainedTokenizerBase:
     spec = recipe.model
     if options.trust_remote_code:  # the tokenizer's own code comes with the model's
-        artifact = locate_model(spec.id, revision=spec.revision, trust_remote_code=True)
+        artifact = locate_model(spec.locator, revision=spec.revision, trust_remote_code=True)
     else:
-        artifact = locate_tokenizer(spec.id, revision=spec.revision)
+        artifact = locate_tokenizer(spec.locator, revision=spec.revision)
     tokenizer = load_tokenizer(artifact, trust_remote_code=options.trust_remote_code)
     recipe.method.prepare_tokenizer(tokenizer)
     return tokenizer

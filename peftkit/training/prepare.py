@@ -17,6 +17,7 @@ from peftkit.recipe import Recipe
 from peftkit.results import DataRecord
 from peftkit.tasks import Encoded, Task
 from peftkit.training.data_check import LabelRule, RowRules, check_data
+from peftkit.training.scratch import architecture_config
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,7 +90,8 @@ def load_rows(recipe: Recipe) -> tuple[LoadedData, Task]:
             f"{loaded.source} gives no split 'train' (it gives: {', '.join(loaded.splits)}); "
             "name the training rows in the recipe under  data"
         )
-    return loaded, recipe.task.suited(base_config(recipe.model)).resolved(loaded.splits)
+    config = base_config(recipe.model) if recipe.model.architecture is None else architecture_config(recipe.model)
+    return loaded, recipe.task.suited(config).resolved(loaded.splits)
 
 
 def find_problems(

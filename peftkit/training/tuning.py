@@ -57,6 +57,9 @@ def tuned_model(
     set_seed(recipe.seed)
     head = data.task.head()
     base = load_model(recipe.model, head, storage=storage, trust_remote_code=trust_remote_code)
+    if recipe.model.architecture is not None:
+        record = base.artifact.record.model_copy(update={"locator": recipe.model.title, "origin": "memory"})
+        base = replace(base, artifact=replace(base.artifact, record=record))
     context = replace(
         _context(recipe, base, head=head, storage=storage, rows=len(data.features["train"])),
         batches=_batches(recipe, data, tokenizer, device=base.model.device),

@@ -115,7 +115,7 @@ BAD_PARTS = {
     ),
     "model without id": (
         GOOD.replace("org/tiny", "{max_length: 5}"),
-        ["model.id (line 1): is required but absent (Hub id"],
+        ["model (line 1): give either id, the base to start from, or architecture, to start from random"],
     ),
     "empty model": (GOOD.replace("org/tiny", ""), ["model (line 1): must be a mapping of keys, but it is empty"]),
     "empty model id": (

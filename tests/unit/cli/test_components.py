@@ -214,7 +214,7 @@ def problem_kinds(kind: str, value: Any) -> set[str]:
 def test_show_explains_the_parts_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\n  task: task (name or mapping); required\n      What is learnt.\n" in shown(capsys, "show", "recipe")
     assert "\n  batch_size: whole number, at least 1; default 32\n" in shown(capsys, "show", "training")
-    assert "\n  id: text, length at least 1; required\n" in shown(capsys, "show", "model")
+    assert "\n  id: text, length at least 1; default none\n" in shown(capsys, "show", "model")
 
 
 def test_schema_prints_json_that_names_every_component(capsys: pytest.CaptureFixture[str]) -> None:
