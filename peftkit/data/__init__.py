@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,19 @@ class MissingFilesError(DataError):
 
 
 @dataclass(frozen=True)
+class RowStream:
+    """Training rows that are read while training goes on.
+
+    Args:
+        texts: begins anew with every call; texts with their origins.
+        buffer: blocks among which the next one is drawn.
+    """
+
+    texts: Callable[[], Iterator[tuple[str, str]]]
+    buffer: int
+
+
+@dataclass(frozen=True)
 class LoadedData:
     """Rows and where they came from.
 
@@ -30,12 +43,14 @@ class LoadedData:
         source: one line for the report: which source, with its locator.
         artifacts: what was downloaded or read.
         notes: what the user should know, e.g. which sources were passed over and why.
+        stream: where training rows come from; the split train then holds the first of them.
     """
 
     splits: DatasetDict
     source: str
     artifacts: tuple[ArtifactRecord, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    stream: RowStream | None = None
 
 
 class DataSource(Component):

@@ -106,6 +106,8 @@ class Task(Component):
     label_column: ClassVar[str | None] = None
     generates: ClassVar[bool] = False
     """Whether answers are generated token by token, so that they take much longer than the loss."""
+    streams: ClassVar[bool] = False
+    """Whether any few rows can be encoded without the others, so that rows may come from a stream of texts."""
     draws: ClassVar[bool] = False
     """Whether the collator draws at random: by the seed under `DRAW`, or without one always the same for a feature."""
 

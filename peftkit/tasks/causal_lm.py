@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftkit.errors import DataError
 from peftkit.labels import IGNORED
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class CausalLM(LanguageModel):
     """The next token of running text (Radford et al. 2018, "Improving Language Understanding by Generative
     Pre-Training"). Rows have a column `text`; an application gets the perplexity of its texts."""
+
+    streams: ClassVar[bool] = True
 
     pack: bool = True
     """Join all texts, each closed by the end token, and cut them into blocks of model.max_length tokens; false: every

@@ -89,6 +89,8 @@ class MaskedLM(MaskedTokens):
     """Masked tokens of running text (BERT, Devlin et al. 2018, arXiv:1810.04805, section 3.1). Rows have a column
     `text`; an application gives texts with mask tokens and gets candidates for each."""
 
+    streams: ClassVar[bool] = True
+
     pack: bool = True
     """Join all texts, separated by the tokenizer's end token, and cut them into blocks of model.max_length tokens;
     false: every text begins a block of its own. Nothing is left out either way: the last block is shorter."""

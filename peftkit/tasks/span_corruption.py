@@ -25,6 +25,7 @@ class SpanCorruption(LanguageModel):
     """Missing spans of running text, each marked by a sentinel (T5, Raffel et al. 2020, arXiv:1910.10683, section
     3.1.4). Rows have a column `text`; an application gives texts with sentinels and gets what belongs there."""
 
+    streams: ClassVar[bool] = True
     draws: ClassVar[bool] = True
 
     noise_density: float = Field(0.15, gt=0, lt=1)
@@ -83,7 +84,7 @@ class SpanCorruption(LanguageModel):
             missing = self._missing(generator_of(feature, seed=self.draw_seed), len(feature["input_ids"]))
             text, target = apart(feature["input_ids"], missing, markers)
             ids, labels = [*text, end], [*target, end]
-            return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels, ROW: feature[ROW]}
+            return {**feature, "input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
         return collate
 

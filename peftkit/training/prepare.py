@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from peftkit.data import ORIGIN, LoadedData
 from peftkit.data.fingerprint import fingerprint
 from peftkit.data.progress_bars import hidden_progress_bars
-from peftkit.errors import DataError
+from peftkit.errors import DataError, RecipeError
 from peftkit.models import base_config
 from peftkit.recipe import Recipe
 from peftkit.results import DataRecord
@@ -90,8 +90,19 @@ def load_rows(recipe: Recipe) -> tuple[LoadedData, Task]:
             f"{loaded.source} gives no split 'train' (it gives: {', '.join(loaded.splits)}); "
             "name the training rows in the recipe under  data"
         )
+    if loaded.stream is not None:
+        _check_stream(recipe)
     config = base_config(recipe.model) if recipe.model.architecture is None else architecture_config(recipe.model)
     return loaded, recipe.task.suited(config).resolved(loaded.splits)
+
+
+def _check_stream(recipe: Recipe) -> None:
+    if not recipe.task.streams:
+        raise RecipeError(f"data: task {recipe.task.name!r} cannot learn from a stream of texts; use  data.name: files")
+    if recipe.training.max_steps is None:
+        raise RecipeError("training.max_steps: a stream of texts has no end; say how many steps to train")
+    if recipe.training.batching != "random":
+        raise RecipeError("training.batching: the lengths of a stream are not known before; remove it")
 
 
 def find_problems(

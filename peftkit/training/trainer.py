@@ -23,6 +23,7 @@ from peftkit.tasks import ROW, Collator, Scored
 from peftkit.training.batching import FreshDraws, LengthGroupedSampler
 from peftkit.training.checkpoints import restore_tuned, save_tuned
 from peftkit.training.setup import VALIDATION, Setup, best_metric, engine_arguments
+from peftkit.training.streaming import training_features
 
 
 class HookedTrainer(Trainer):
@@ -199,9 +200,10 @@ class HookedTrainer(Trainer):
     def _describe_loss(self, loss: torch.Tensor) -> str:
         shown = ", ".join(self.setup.data.place("train", row) for row in self.batch_rows[:8])
         more = f" and {len(self.batch_rows) - 8} more" if len(self.batch_rows) > 8 else ""
+        where = f", on this batch: {shown}{more}; look at these rows" if shown else "; look at the rows"
         return (
-            f"the loss became {loss.item()} at step {self.state.global_step + 1}, on this batch: {shown}{more}; "
-            "look at these rows, lower training.learning_rate, or use training.precision: fp32"
+            f"the loss became {loss.item()} at step {self.state.global_step + 1}{where}, lower training.learning_rate, "
+            "or use training.precision: fp32"
         )
 
 
@@ -258,11 +260,10 @@ def build_trainer(setup: Setup, checkpoints: Path, *, callbacks: Sequence[Traine
         callbacks.append(TensorBoardCallback(SummaryWriter(str(checkpoints.parent / "tensorboard"))))
     if recipe.training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))
-    features = setup.data.features.get("train")
     trainer = HookedTrainer(
         model=setup.model,
         args=engine_arguments(setup, checkpoints),
-        train_dataset=FreshDraws(features, seed=recipe.seed) if recipe.task.draws and features else features,
+        train_dataset=training_features(setup.data, seed=recipe.seed, max_length=recipe.model.max_length),
         eval_dataset=setup.data.features.get(VALIDATION),
         data_collator=recipe.task.collator(setup.data.tokenizer),
         callbacks=callbacks,
