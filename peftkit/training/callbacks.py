@@ -49,6 +49,7 @@ class ShowProgress(TrainerCallback):
     ) -> None:
         """Start the bar, at the step a resumed run continues from."""
         self.started, self.first_step = time.perf_counter(), state.global_step
+        self.evaluation_began = None  # scoring before training is no pause of it
         self.task = self.bar.add_task(
             "training", total=state.max_steps, completed=state.global_step, loss=self.loss, rate="-"
         )

@@ -27,6 +27,8 @@ def test_scores_before_training_are_those_of_the_untouched_base(
     assert record.before_intervals == untouched.intervals
     assert record.metrics != record.before
     assert not untouched.before
+    # scoring counts neither as training nor as a pause of it
+    assert 0 < moved.cost.examples_per_second < 10 * still.cost.examples_per_second
     # scoring first does not change what is trained
     assert run(make_recipe(), tmp_path / "plain", options=QUIET).metrics == moved.metrics
 
