@@ -87,12 +87,21 @@ class Pipeline(Section):
             raise problem_at(("seeds",), f"{list(self.seeds)} names a seed twice; keep one", value=self.seeds)
         for place, stage in enumerate(self.stages):
             self._check(place, stage)
+        first_elsewhere = (*self.stages[1:2], self.target)
+        if self.model.architecture and self.compare and not all(s.method.trains_base_weights for s in first_elsewhere):
+            raise problem_at(
+                ("compare",),
+                "to leave out the first stage would be to add to the random weights of model.architecture; write  "
+                "compare: false",
+                value=True,
+            )
         return self
 
     def _check(self, place: int, stage: Stage) -> None:
         """Hold a stage against the rules of a recipe, and against the stage that starts from it."""
+        model = self.model.tuned(Path(stage.name)) if place else self.model
         try:
-            self.recipe(stage, model=self.model, seed=self.seeds[0])
+            self.recipe(stage, model=model, seed=self.seeds[0])
         except ValidationError as problem:
             first = problem.errors()[0]
             at = ("stages", place, *first["loc"])

@@ -210,3 +210,32 @@ def test_an_adapter_that_is_none_is_named(values: MakeValues, tmp_path: Path) ->
     given["model"]["adapters"] = [str(tmp_path)]
     with pytest.raises(Exception, match="holds no adapter that peft can read; correct"):
         run_pipeline(build(given), tmp_path / "run", options=QUIET)
+
+
+SCRATCH = {
+    "architecture": {"type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "tokenizer": {"type": "wordpiece", "vocab_size": 300},
+    "max_length": 32,
+}
+
+
+def from_scratch(values: MakeValues, **changes: Any) -> Values:
+    made = values("full", "lora", model=SCRATCH, **changes)
+    made["stages"][0]["task"] = "masked_lm"
+    return made
+
+
+@pytest.mark.training
+def test_the_first_stage_may_start_from_random_weights(values: MakeValues, tmp_path: Path) -> None:
+    run_pipeline(build(from_scratch(values, compare=False)), tmp_path / "run", options=QUIET)
+    assert load(tmp_path / "run")(TEXTS)[0]["label"] in ("negative", "positive")
+    first, second = (next((tmp_path / "run" / "stages").glob(f"{name}-*")) for name in ("s0", "s1"))
+    scratch, start = (load_file(folder / "model.safetensors") for folder in (first / "model", first / "start"))
+    name = "embeddings.word_embeddings.weight"
+    assert torch.equal(scratch[f"bert.{name}"], next(start[key] for key in start if key.endswith(name)))
+    assert RunResult.read(second).recipe["model"]["architecture"] is None
+
+
+def test_stages_that_need_a_base_are_not_compared_without_it(values: MakeValues) -> None:
+    with pytest.raises(RecipeError, match=r"compare.*random weights of model\.architecture; write  compare: false"):
+        build(from_scratch(values))
