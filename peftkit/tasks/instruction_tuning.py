@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from peftkit.errors import CapabilityError, DataError
 from peftkit.labels import IGNORED
 from peftkit.results import PART_SEPARATOR
 from peftkit.tasks import ROW, Encoded, tasks
+from peftkit.tasks.chat_template import ChatTemplate
 from peftkit.tasks.conversations import FORMS, ConversationError, Message, form_of, messages_of, problem_of, tools_of
 from peftkit.tasks.generation import GenerationTask, fitted, last_stretch, objects
 
@@ -75,7 +75,7 @@ class InstructionTuning(GenerationTask):
 
     def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
         """One feature per row; `labels` where a row ends with the assistant's turn, -100 at the turns of others."""
-        template = self._template(tokenizer)
+        template = ChatTemplate.of(tokenizer, self.chat_template)
 
         def features(row: Mapping[str, Any], index: int) -> dict[str, Any]:
             try:
@@ -88,15 +88,6 @@ class InstructionTuning(GenerationTask):
             return {"input_ids": ids, "attention_mask": [1] * len(ids), ROW: index, **learnt}
 
         return rows.map(features, with_indices=True, remove_columns=rows.column_names, desc="tokenizing")
-
-    def _template(self, tokenizer: PreTrainedTokenizerBase) -> _Template:
-        template = self.chat_template or tokenizer.chat_template
-        if not isinstance(template, str):
-            raise CapabilityError(
-                "the tokenizer has no chat template; use a model that was made for conversations, or give one with  "
-                "task.chat_template"
-            )
-        return _Template(tokenizer, template)
 
     def lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
         """Tokens of each conversation in its template."""
@@ -143,49 +134,9 @@ class InstructionTuning(GenerationTask):
         return shown
 
 
-@dataclass(frozen=True)
-class _Template:
-    """A chat template with the tokenizer that fills it in."""
-
-    tokenizer: Any
-    jinja: str
-
-    def write(self, messages: Sequence[Message], tools: list[Any] | None, *, cue: bool = False) -> str:
-        """The turns as text, with the assistant's cue behind them where asked for."""
-        from jinja2 import TemplateError
-
-        options = {"tools": tools, "chat_template": self.jinja, "add_generation_prompt": cue}
-        try:
-            text: str = self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
-        except (TemplateError, TypeError) as problem:  # TypeError: an expression of the template on such turns
-            raise ConversationError(
-                f"the chat template refuses the turns up to turn {len(messages) - 1}: {problem}; change them, or give "
-                "another template with  task.chat_template"
-            ) from problem
-        return text
-
-    def check_tools(self, messages: Sequence[Message], tools: list[Any] | None) -> None:
-        """Make sure that tools and calls of them are written: most templates pass over what they do not know."""
-        silent = [{key: value for key, value in message.items() if key != "tool_calls"} for message in messages]
-        for name, is_there, without in (
-            ("tools", tools, (messages, None)),
-            ("tool_calls", silent != list(messages), (silent, tools)),
-        ):
-            if is_there and self._outcome(messages, tools) == self._outcome(*without):
-                raise ConversationError(
-                    f"the chat template writes nothing of {name}; give one that does with  task.chat_template, "
-                    f"or rows without {name}"
-                )
-
-    def _outcome(self, messages: Sequence[Message], tools: list[Any] | None) -> str:
-        """The text, or why there is none."""
-        try:
-            return self.write(messages, tools)
-        except ConversationError as problem:
-            return str(problem)
-
-
-def _tokens(messages: Sequence[Message], tools: list[Any] | None, template: _Template) -> tuple[list[int], list[int]]:
+def _tokens(
+    messages: Sequence[Message], tools: list[Any] | None, template: ChatTemplate
+) -> tuple[list[int], list[int]]:
     """Tokens of a conversation, and their labels; a question is followed by the assistant's cue."""
     end = template.tokenizer.eos_token_id
     ids: list[int] = []
@@ -202,7 +153,9 @@ def _tokens(messages: Sequence[Message], tools: list[Any] | None, template: _Tem
     return ids, labels
 
 
-def _stretches(messages: Sequence[Message], tools: list[Any] | None, template: _Template) -> Iterator[tuple[str, bool]]:
+def _stretches(
+    messages: Sequence[Message], tools: list[Any] | None, template: ChatTemplate
+) -> Iterator[tuple[str, bool]]:
     """The conversation as text in pieces, and whether the assistant speaks in them.
 
     Raises:
