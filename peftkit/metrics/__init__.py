@@ -22,9 +22,16 @@ multi-label; (rows, 3) likelihoods."""
 class Metric(Component):
     """A named score of predictions against references."""
 
-    measures: ClassVar[Literal["answers", "likelihood"]] = "answers"
+    measures: ClassVar[Literal["answers", "likelihood", "margins", "rewards"]] = "answers"
     """likelihood: it is given `tasks.Scored.likelihood` in place of predictions, and its numbers of tokens in place of
-    references, so that a task that generates need not do so for it."""
+    references, so that a task that generates need not do so for it; margins, rewards: these of `Scored` as both."""
+    measured: ClassVar[str] = "answers"
+    """What it measures, in words."""
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether a task that generates has to do so for it."""
+        return self.measures in ("answers", "rewards")
 
     @property
     def score_name(self) -> str:

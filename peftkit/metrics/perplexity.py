@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class LikelihoodMetric(Metric):
     """A function of the summed likelihoods of tokens."""
 
-    measures: ClassVar[Literal["answers", "likelihood"]] = "likelihood"
+    measures: ClassVar[Literal["answers", "likelihood", "margins", "rewards"]] = "likelihood"
+    measured: ClassVar[str] = "likelihoods of tokens"
 
     def compute(self, predictions: Rows, references: Rows) -> dict[str, float]:
         """See `Metric.compute`; predictions (rows, 3) as in `tasks.Scored.likelihood`."""

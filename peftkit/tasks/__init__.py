@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 ROW = "row"
 """Feature column with the 0-based index of the row a feature was made of."""
+BASE = "base"
+"""Feature column with what the untuned model makes of a row; see `Task.needs_base`."""
 DRAW = "draw"
 """Entry of training features with the seed of what is drawn for them, another in each epoch; see `Task.draws`."""
 
@@ -46,6 +48,26 @@ class Head:
     is_new: bool = True
     generates: bool = False
     modules: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A trainer of TRL that computes the loss of a task.
+
+    Args:
+        trainer: name of its class, which is imported from `module` only when it is needed.
+        arguments: name of the class of its options.
+        options: of these, those that belong to the task.
+        makes_answers: whether it generates what it learns from, so that it has batches of its own.
+        mirrors_base: whether it would make a second adapter to compare with unless it is given a model for that.
+    """
+
+    trainer: str
+    arguments: str
+    options: Mapping[str, Any]
+    module: str = "trl"
+    makes_answers: bool = False
+    mirrors_base: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +97,9 @@ class Scored:
         likelihood: (entries, 3) float64, or None where the task has none: summed negative log-likelihood in nats of the
             tokens to be predicted, how many there are, and how many are the model's first choice.
         rows: (entries,) row of each; None: they are the rows, in their order.
+        margins: (entries, 2) float64, or None where the task has none: by how much the better answer is rewarded above
+            the worse, and by how much its lead in log-likelihood has grown over the base model's.
+        rewards: (entries,) float64 of generated answers, or None where the task has none.
     """
 
     predictions: np.ndarray
@@ -83,6 +108,8 @@ class Scored:
     probabilities: np.ndarray | None = None
     likelihood: np.ndarray | None = None
     rows: np.ndarray | None = None
+    margins: np.ndarray | None = None
+    rewards: np.ndarray | None = None
 
 
 class Criterion(Protocol):
@@ -125,6 +152,21 @@ class Task(Component):
     def default_metrics(self) -> tuple[str, ...]:
         """Names of the metrics, the first of which selects the checkpoint."""
         raise NotImplementedError
+
+    @property
+    def engine(self) -> Engine | None:
+        """The trainer that computes the loss; None: the task does itself, in `loss`."""
+        return None
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether what the untuned model makes of every row is needed, and kept in the features' column `BASE`."""
+        return False
+
+    @property
+    def draws_per_row(self) -> int:
+        """How often each row is trained on in an epoch."""
+        return 1
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -207,6 +249,14 @@ class Task(Component):
         """
         logits, labels = self.aligned(self.logits(output), batch["labels"])
         return criterion.compute(logits, labels, items)
+
+    def base_values(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> list[list[float]]:
+        """What is kept of the untuned model in `BASE`, for each feature of the batch; see `needs_base`."""
+        raise NotImplementedError
+
+    def engine_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A collated batch as the task's `engine` takes it."""
+        raise NotImplementedError
 
     def read(
         self, model: PreTrainedModel, batch: Mapping[str, Any], output: Any, *, generate: bool = True

@@ -28,6 +28,8 @@ _ROLES = {
     "model": "assistant",
 }
 """Other words for the roles of a chat template."""
+_OPENAI = ("role", "content")
+_SHAREGPT = ("from", "value")
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -54,11 +56,24 @@ def messages_of(row: Mapping[str, Any]) -> list[Message]:
     turns = row[form]
     if not isinstance(turns, (list, tuple)) or not turns:
         raise ConversationError(f"{form} is {_shown(turns)}, not a list of turns")
-    keys = ("role", "content") if form == "messages" else ("from", "value")
+    keys = _OPENAI if form == "messages" else _SHAREGPT
     messages = [_message(place, turn, keys) for place, turn in enumerate(turns)]
     if row.get("system") and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": row["system"]})
     return messages
+
+
+def turns_of(cell: Any) -> list[Message]:
+    """The messages of one cell: a turn or a list of turns, each as {role, content} or {from, value}.
+
+    Raises:
+        ConversationError: a turn that cannot be read.
+    """
+    turns = [cell] if isinstance(cell, Mapping) else cell
+    if not isinstance(turns, (list, tuple)):
+        raise ConversationError(f"{_shown(cell)} is neither a text nor a list of turns")
+    sharegpt = any(isinstance(turn, Mapping) and turn.get("from") is not None for turn in turns)
+    return [_message(place, turn, _SHAREGPT if sharegpt else _OPENAI) for place, turn in enumerate(turns)]
 
 
 def _alpaca(row: Mapping[str, Any]) -> list[Message]:

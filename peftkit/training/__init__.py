@@ -19,14 +19,16 @@ from peftkit.models import load_tokenizer, quiet_libraries, save_weights, storag
 from peftkit.recipe import Recipe
 from peftkit.report import write_report
 from peftkit.results import RUN_FILE, RunResult
+from peftkit.training.base_values import with_base_values
 from peftkit.training.callbacks import SealCheckpoints, ShowProgress, StopOnInterrupt
 from peftkit.training.checkpoints import newest_whole
+from peftkit.training.engines import build_trainer
 from peftkit.training.environment import check_environment
 from peftkit.training.prepare import check_metrics, completed, find_problems, load_rows, prepare_data
 from peftkit.training.record import Outcome, Timing, build_result, model_record, score_splits, scores_before
 from peftkit.training.scratch import lay_base
 from peftkit.training.setup import Setup
-from peftkit.training.trainer import HookedTrainer, build_trainer
+from peftkit.training.trainer import HookedTrainer
 from peftkit.training.tuning import check_method, tuned_model
 from peftkit.training.verify import check_best_score, check_reload
 
@@ -176,7 +178,8 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     storage = storage_of(recipe, data.task.head(), dtype=environment.weight_dtype)
     base = tuned_model(recipe, data, tokenizer, storage=storage, trust_remote_code=options.trust_remote_code)
     described = model_record(base)
-    setup = Setup(recipe, base.model, data, environment)
+    setup = with_base_values(Setup(recipe, base.model, data, environment))
+    data = setup.data
     progress = ShowProgress(console, rows_per_step=recipe.training.batch_size * recipe.training.accumulation_steps)
     trainer = build_trainer(setup, run_dir / CHECKPOINTS_DIR, callbacks=[progress, *recipe.method.callbacks()])
     before = scores_before(trainer, data) if recipe.training.score_before else None

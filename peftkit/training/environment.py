@@ -58,6 +58,7 @@ def check_environment(recipe: Recipe, run_dir: Path) -> Environment:
         RunError: there is no room for the run folder.
     """
     _check_trackers(recipe)
+    _check_engine(recipe)
     _check_disk(run_dir)
     device = find_device()
     _check_quantization(recipe, device)
@@ -117,6 +118,14 @@ def _check_trackers(recipe: Recipe) -> None:
         raise CapabilityError(
             f"training.report_to names {absent[0]!r}, which is not installed; "
             f"install it with  pip install 'peftkit[{absent[0]}]'  or remove it from the recipe"
+        )
+
+
+def _check_engine(recipe: Recipe) -> None:
+    if recipe.task.engine is not None and importlib.util.find_spec("trl") is None:
+        raise CapabilityError(
+            f"task {recipe.task.name!r} trains with TRL, which is not installed; "
+            "install it with  pip install 'peftkit[preference]'"
         )
 
 

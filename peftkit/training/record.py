@@ -38,7 +38,7 @@ from peftkit.training.trainer import HookedTrainer, compared, scores
 
 WORST_EXAMPLES = 20
 _TEXT_SHOWN = 600
-_NOT_LEARNING = ("_runtime", "_per_second", "_time")
+_NOT_LEARNING = ("_runtime", "_per_second", "_time", "num_tokens")
 
 
 @dataclass

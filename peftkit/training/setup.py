@@ -59,14 +59,17 @@ def total_steps(recipe: Recipe, rows: int, *, processes: int = 1) -> int:
 def steps_per_epoch(recipe: Recipe, rows: int, *, processes: int = 1) -> int:
     """Optimizer steps of one pass over the training rows."""
     training = recipe.training
-    batches = math.ceil(rows / (training.batch_size * processes))
+    batches = math.ceil(rows * recipe.task.draws_per_row / (training.batch_size * processes))
     return math.ceil(batches / training.accumulation_steps)
 
 
-def engine_arguments(setup: Setup, checkpoints: Path) -> TrainingArguments:
+def engine_arguments(
+    setup: Setup, checkpoints: Path, *, kind: type[TrainingArguments] = TrainingArguments
+) -> TrainingArguments:
     """The engine's options for a recipe; checkpoints go to the folder `checkpoints`."""
     training = setup.recipe.training
-    arguments = TrainingArguments(
+    engine = setup.recipe.task.engine
+    arguments = kind(
         output_dir=str(checkpoints),
         run_name=setup.recipe.name,
         seed=setup.recipe.seed,
@@ -85,6 +88,7 @@ def engine_arguments(setup: Setup, checkpoints: Path) -> TrainingArguments:
         label_names=["labels"],
         **_optimization(training),
         **_evaluation(setup),
+        **(engine.options if engine else {}),
     )
     if arguments.n_gpu > 1:
         # Without a launcher the engine would use nn.DataParallel, which is slower and breaks exact loss normalisation.

@@ -9,10 +9,7 @@ from typing import Any
 
 import torch
 from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
     Trainer,
-    TrainerCallback,
 )
 
 from peftkit.errors import RecipeError, RunError
@@ -22,8 +19,7 @@ from peftkit.regularizers import AtWork
 from peftkit.tasks import ROW, Collator, Scored
 from peftkit.training.batching import FreshDraws, LengthGroupedSampler
 from peftkit.training.checkpoints import restore_tuned, save_tuned
-from peftkit.training.setup import VALIDATION, Setup, best_metric, engine_arguments
-from peftkit.training.streaming import training_features
+from peftkit.training.setup import VALIDATION, Setup
 
 
 class HookedTrainer(Trainer):
@@ -41,6 +37,7 @@ class HookedTrainer(Trainer):
     """Whether the pass that is under way only adds to the gradients of another over the same batch."""
     batch_rows: tuple[int, ...] = ()
     gradients_checked = False
+    data_collator: Collator
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = dict(inputs)
@@ -73,7 +70,7 @@ class HookedTrainer(Trainer):
             set_learning_rates(optimizer, {self.model.get_parameter(name): rate for name, rate in rates.items()})
         return optimizer
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
         # The engine counts labels where they stand; a task may compare them elsewhere, or with more than one divisor.
         items = torch.stack([self.setup.recipe.task.items(batch) for batch in batch_samples]).sum(dim=0)
         items = items.to(device).clamp(min=1)
@@ -114,7 +111,7 @@ class HookedTrainer(Trainer):
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[torch.Tensor, None, None]:
+    ) -> tuple[torch.Tensor | None, None, None]:
         """The loss of one batch; what the task reads of it is kept in `outputs`."""
         task = self.setup.recipe.task
         inputs = self._prepare_inputs(inputs)
@@ -130,7 +127,7 @@ class HookedTrainer(Trainer):
         loop = super().evaluation_loop(*args, **kwargs)
         if self.is_in_train:
             scored = self.setup.recipe.task.decode(self.outputs, self.setup.data.encoded(VALIDATION))
-            watched = [part for part in self.setup.recipe.metrics if self.reads_answers or part.measures != "answers"]
+            watched = [part for part in self.setup.recipe.metrics if self.reads_answers or not part.needs_answers]
             loop.metrics.update({f"eval_{name}": value for name, value in scores(watched, scored).items()})
         return loop
 
@@ -146,12 +143,12 @@ class HookedTrainer(Trainer):
 
     @contextmanager
     def _evaluation_batches(self) -> Iterator[None]:
-        task, tokenizer = self.setup.recipe.task, self.setup.data.tokenizer
-        self.data_collator: Collator = task.evaluation_collator(tokenizer)
+        training = self.data_collator
+        self.data_collator = self.setup.recipe.task.evaluation_collator(self.setup.data.tokenizer)
         try:
             yield
         finally:
-            self.data_collator = task.collator(tokenizer)
+            self.data_collator = training
 
     def _penalties(self) -> Iterator[torch.Tensor]:
         if self.repeating:
@@ -248,42 +245,14 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def build_trainer(setup: Setup, checkpoints: Path, *, callbacks: Sequence[TrainerCallback]) -> HookedTrainer:
-    """The trainer of a run; checkpoints go to the folder `checkpoints`."""
-    recipe = setup.recipe
-    callbacks = list(callbacks)
-    if "tensorboard" in recipe.training.report_to:
-        # The engine's own choice of folder lies among the checkpoints, which go when the run is finished.
-        from torch.utils.tensorboard import SummaryWriter
-        from transformers.integrations import TensorBoardCallback
-
-        callbacks.append(TensorBoardCallback(SummaryWriter(str(checkpoints.parent / "tensorboard"))))
-    if recipe.training.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))
-    trainer = HookedTrainer(
-        model=setup.model,
-        args=engine_arguments(setup, checkpoints),
-        train_dataset=training_features(setup.data, seed=recipe.seed, max_length=recipe.model.max_length),
-        eval_dataset=setup.data.features.get(VALIDATION),
-        data_collator=recipe.task.collator(setup.data.tokenizer),
-        callbacks=callbacks,
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.setup = setup
-    trainer.reads_answers = not recipe.task.generates or best_metric(recipe).measures == "answers"
-    trainer.regularizers = tuple(part.start(setup.model) for part in recipe.regularizers)
-    return trainer
-
-
 def compared(metric: Metric, scored: Scored) -> tuple[Any, Any]:
-    """What a metric compares: predictions with references, or likelihoods with numbers of tokens."""
+    """What a metric compares: predictions with references, or numbers that speak for themselves."""
     if metric.measures == "answers":
         return scored.predictions, scored.references
-    if scored.likelihood is None:
-        raise RecipeError(
-            f"metrics: {metric.name!r} needs likelihoods of tokens, which the task does not have; remove it"
-        )
-    return scored.likelihood, scored.likelihood[:, 1]
+    measured = getattr(scored, metric.measures)
+    if measured is None:
+        raise RecipeError(f"metrics: {metric.name!r} needs {metric.measured}, which the task does not have; remove it")
+    return measured, measured[:, 1] if metric.measures == "likelihood" else measured
 
 
 def scores(chosen: Sequence[Metric], scored: Scored) -> dict[str, float]:

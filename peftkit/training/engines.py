@@ -1,0 +1,47 @@
+"""Which trainer trains a task, and what it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+
+from peftkit.training.setup import VALIDATION, Setup, best_metric, engine_arguments
+from peftkit.training.streaming import training_features
+from peftkit.training.trainer import HookedTrainer
+from peftkit.training.trl_trainer import trl_trainer
+
+
+def build_trainer(setup: Setup, checkpoints: Path, *, callbacks: Sequence[TrainerCallback]) -> HookedTrainer:
+    """The trainer of a run; checkpoints go to the folder `checkpoints`."""
+    recipe = setup.recipe
+    callbacks = list(callbacks)
+    if "tensorboard" in recipe.training.report_to:
+        # The engine's own choice of folder lies among the checkpoints, which go when the run is finished.
+        from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations import TensorBoardCallback
+
+        callbacks.append(TensorBoardCallback(SummaryWriter(str(checkpoints.parent / "tensorboard"))))
+    if recipe.training.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))
+    trainer = _trainer(setup, checkpoints, callbacks)
+    trainer.remove_callback(PrinterCallback)
+    trainer.setup = setup
+    trainer.reads_answers = not recipe.task.generates or best_metric(recipe).needs_answers
+    trainer.regularizers = tuple(part.start(setup.model) for part in recipe.regularizers)
+    return trainer
+
+
+def _trainer(setup: Setup, checkpoints: Path, callbacks: Sequence[TrainerCallback]) -> HookedTrainer:
+    recipe = setup.recipe
+    if recipe.task.engine is not None:
+        return trl_trainer(recipe.task.engine, setup, checkpoints, callbacks=callbacks)
+    return HookedTrainer(
+        model=setup.model,
+        args=engine_arguments(setup, checkpoints),
+        train_dataset=training_features(setup.data, seed=recipe.seed, max_length=recipe.model.max_length),
+        eval_dataset=setup.data.features.get(VALIDATION),
+        data_collator=recipe.task.collator(setup.data.tokenizer),
+        callbacks=callbacks,
+    )
