@@ -255,6 +255,12 @@ class Recipe(Section):
             self._check_targets(self.loss, at=("loss",))
         for part in self.regularizers:
             self._check_targets(part, at=("regularizers",))
+        training = self.training
+        if problem := self.task.training_problem(
+            batch_size=training.batch_size, accumulation_steps=training.accumulation_steps, batching=training.batching
+        ):
+            key, message = problem
+            raise problem_at(("training", key), message, value=getattr(training, key))
         best = self.training.best_metric
         scored = self.metrics or [metrics.build(name) for name in self.task.default_metrics]
         known = [metric.score_name for metric in scored]

@@ -163,6 +163,10 @@ class Task(Component):
         """Whether what the untuned model makes of every row is needed, and kept in the features' column `BASE`."""
         return False
 
+    def training_problem(self, *, batch_size: int, accumulation_steps: int, batching: str) -> tuple[str, str] | None:
+        """Key of `training` that does not fit this task, and why; None where all do."""
+        return None
+
     @property
     def draws_per_row(self) -> int:
         """How often each row is trained on in an epoch."""

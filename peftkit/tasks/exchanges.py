@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from peftkit.tasks.chat_template import ChatTemplate
 from peftkit.tasks.conversations import ConversationError, Message, problem_of, turns_of
-from peftkit.tasks.generation import fitted, without_end
+from peftkit.tasks.generation import fitted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -127,7 +127,7 @@ class Writer:
         """Tokens of a prompt, up to where the answer begins."""
         if self.template is None:
             ids: list[int] = self.tokenizer(prompt)["input_ids"]
-            return without_end(ids, self.tokenizer)
+            return ids[:-1] if len(ids) > 1 and ids[-1] == self._end else ids
         return self._tokens(self.template.write(_turns(prompt), None, cue=True))
 
     def answer(self, prompt: Prompt, answer: str) -> list[int]:
@@ -136,7 +136,7 @@ class Writer:
         Raises:
             ConversationError: the template writes the prompt otherwise once an answer follows.
         """
-        end = self.tokenizer.eos_token_id
+        end = self._end
         if self.template is None:
             return [*self._tokens(answer), end]
         before = self.template.write(_turns(prompt), None, cue=True)
@@ -158,6 +158,13 @@ class Writer:
         answers = [self.answer(exchange.prompt, answer) for answer in exchange.answers]
         prompt, _ = fitted(prompt, max(answers, key=len), max_length)
         return prompt, [answer[: max_length - len(prompt)] for answer in answers]
+
+    @property
+    def _end(self) -> int:
+        """The end token; of encoders the separator."""
+        end = self.tokenizer.eos_token_id
+        found: int = self.tokenizer.sep_token_id if end is None else end
+        return found
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]

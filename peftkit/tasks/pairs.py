@@ -10,7 +10,7 @@ from peftkit.tasks import BASE, ROW, Collator, Encoded, Scored
 from peftkit.tasks.exchanges import Exchange
 from peftkit.tasks.generation import objects
 from peftkit.tasks.padding import padded
-from peftkit.tasks.preference import Likelihood, PreferenceTask
+from peftkit.tasks.preference import ExchangeTask, Likelihood, PreferenceTask
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +21,7 @@ Pair = tuple[Likelihood, Likelihood]
 _SHARED = (ROW, BASE)
 
 
-class PairTask(PreferenceTask):
+class PairRows(ExchangeTask):
     """Rows with a better answer, `chosen`, and a worse one, `rejected`."""
 
     text_columns: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
@@ -48,20 +48,24 @@ class PairTask(PreferenceTask):
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Chosen answers above the rejected ones, in the same order: (2 * rows, longest)."""
-        alone = super().collator(tokenizer)
+        fill = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORED}
 
         def collate(features: list[dict[str, Any]]) -> Mapping[str, Any]:
             if "rejected_ids" not in features[0]:
-                return alone(features)
+                return padded(features, fill)
             sequences = [(one["input_ids"], one["labels"]) for one in features]
             sequences += [(one["rejected_ids"], one["rejected_labels"]) for one in features]
-            stacked = alone(
-                [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels} for ids, labels in sequences]
-            )
+            stacked = [
+                {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels} for ids, labels in sequences
+            ]
             shared = [{name: one[name] for name in _SHARED if name in one} for one in features]
-            return {**stacked, **padded(shared, {})}
+            return {**padded(stacked, fill), **padded(shared, {})}
 
         return collate
+
+
+class PairTask(PairRows, PreferenceTask):
+    """Pairs of answers that are compared by their likelihoods; a prompt alone is answered."""
 
     def read(
         self, model: PreTrainedModel, batch: Mapping[str, Any], output: Any, *, generate: bool = True

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
 from peftkit.errors import CapabilityError, DataError
 from peftkit.labels import Targets
-from peftkit.tasks import ROW, Encoded
+from peftkit.tasks import ROW, Encoded, Task
 from peftkit.tasks.conversations import ConversationError
 from peftkit.tasks.exchanges import PROMPT, SYSTEM, Exchange, Form, Writer, asked, exchange_of, form_of, shown
 from peftkit.tasks.generation import GenerationTask, token_likelihoods
@@ -21,11 +21,10 @@ Likelihood = tuple[float, float, float]
 """Summed negative log-likelihood of an answer in nats, its tokens, and those that are the model's first choice."""
 
 
-class PreferenceTask(GenerationTask):
-    """Prompts with answers that are better or worse; see `exchanges` for the forms of rows."""
+class ExchangeTask(Task):
+    """Prompts with answers; see `exchanges` for the forms of rows."""
 
     context_columns: ClassVar[tuple[str, ...]] = (SYSTEM,)
-    generates: ClassVar[bool] = False
     answer_columns: ClassVar[tuple[str, ...]]
     """Columns of answers, the best first."""
 
@@ -46,25 +45,6 @@ class PreferenceTask(GenerationTask):
     def default_loss(self) -> str:
         """Its own."""
         return "own"
-
-    @property
-    def default_metrics(self) -> tuple[str, ...]:
-        """How often the better answer is rewarded more, by how much, and how often its lead has grown."""
-        return ("reward_accuracy", "reward_margin", "win_rate")
-
-    @property
-    def needs_base(self) -> bool:
-        """Yes: it is compared with."""
-        return True
-
-    def suited(self, config: PretrainedConfig) -> Self:
-        """For decoders; see `Task.suited`."""
-        if config.is_encoder_decoder:
-            raise CapabilityError(
-                f"{self.name} is for decoders, and the base model ({config.model_type}) is an encoder-decoder; choose "
-                "a decoder such as HuggingFaceTB/SmolLM2-135M-Instruct"
-            )
-        return super().suited(config)
 
     def resolved(self, splits: DatasetDict) -> Self:
         """With the form that the rows have; see `Task.resolved`."""
@@ -137,20 +117,11 @@ class PreferenceTask(GenerationTask):
             found.append(len(prompt) + max(map(len, answers)))
         return found
 
-    def aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits of a token predict the one behind it."""
-        return logits[:, :-1], labels[:, 1:]
-
     def items(self, batch: Mapping[str, Any]) -> Tensor:
         """How many rows there are."""
         import torch
 
         return torch.tensor(len(batch["labels"]) // len(self.answer_columns))
-
-    def likelihoods(self, output: Any, labels: Tensor) -> list[Likelihood]:
-        """Of the labelled tokens of every sequence; row by row, as the logits of a batch in float32 are large."""
-        logits, wanted = self.aligned(self.logits(output), labels)
-        return [token_likelihoods(one[None], two[None])[0] for one, two in zip(logits, wanted, strict=True)]
 
     def references(self, encoded: Encoded) -> NoReturn:
         """None to compare with.
@@ -162,6 +133,48 @@ class PreferenceTask(GenerationTask):
             f"the task {self.name!r} compares answers with each other; score it by {', '.join(self.default_metrics)} "
             "or perplexity, and remove other metrics"
         )
+
+    def shown(self, row: Mapping[str, Any]) -> str:
+        """The prompt."""
+        return shown(self.exchange(row).prompt)
+
+    def input_of(self, shown: str) -> Any:
+        """The prompt as one text."""
+        return shown
+
+
+class PreferenceTask(ExchangeTask, GenerationTask):
+    """Prompts with answers that are better or worse; a prompt alone is answered."""
+
+    generates: ClassVar[bool] = False
+
+    @property
+    def default_metrics(self) -> tuple[str, ...]:
+        """How often the better answer is rewarded more, by how much, and how often its lead has grown."""
+        return ("reward_accuracy", "reward_margin", "win_rate")
+
+    @property
+    def needs_base(self) -> bool:
+        """Yes: it is compared with."""
+        return True
+
+    def suited(self, config: PretrainedConfig) -> Self:
+        """For decoders; see `Task.suited`."""
+        if config.is_encoder_decoder:
+            raise CapabilityError(
+                f"{self.name} is for decoders, and the base model ({config.model_type}) is an encoder-decoder; choose "
+                "a decoder such as HuggingFaceTB/SmolLM2-135M-Instruct"
+            )
+        return super().suited(config)
+
+    def aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of a token predict the one behind it."""
+        return logits[:, :-1], labels[:, 1:]
+
+    def likelihoods(self, output: Any, labels: Tensor) -> list[Likelihood]:
+        """Of the labelled tokens of every sequence; row by row, as the logits of a batch in float32 are large."""
+        logits, wanted = self.aligned(self.logits(output), labels)
+        return [token_likelihoods(one[None], two[None])[0] for one, two in zip(logits, wanted, strict=True)]
 
     def rows(self, inputs: Sequence[Any]) -> Dataset:
         """Prompts: strings, lists of turns, or mappings with `prompt`; see `Task.rows`."""
@@ -177,11 +190,3 @@ class PreferenceTask(GenerationTask):
             except ConversationError as problem:
                 raise DataError(f"input {position}: {problem}") from problem
         return Dataset.from_dict({PROMPT: prompts})
-
-    def shown(self, row: Mapping[str, Any]) -> str:
-        """The prompt."""
-        return shown(self.exchange(row).prompt)
-
-    def input_of(self, shown: str) -> Any:
-        """The prompt as one text."""
-        return shown

@@ -30,13 +30,23 @@ if TYPE_CHECKING:
 class LossOfTrl(HookedTrainer):
     """Stands before a trainer of TRL in a class made of both; see `trl_trainer`."""
 
+    token_weight: torch.Tensor
+    """Share of a micro-batch in the tokens of its step, over its share in the rows."""
+
     def _pass(self, model: Any, inputs: Mapping[str, Any], items: torch.Tensor) -> tuple[torch.Tensor, Any]:
         task = self.setup.recipe.task
         # TRL averages over the rows of a micro-batch; micro-batches of unequal size must not count alike.
-        share = task.items(inputs) / items
-        loss = super(HookedTrainer, self).compute_loss(model, task.engine_batch(inputs)) * share
+        shares = (task.items(inputs).to(items.device) / items).reshape(-1)
+        self.token_weight = shares[-1] / shares[0]
+        loss = super(HookedTrainer, self).compute_loss(model, task.engine_batch(inputs)) * shares[0]
         output = None if model.training else task.forward(model, inputs)
         return loss * self.accelerator.num_processes, output
+
+    def concatenated_forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """ORPO's, whose likelihood is a mean over tokens: weighed by these, not by rows."""
+        parts = list(super().concatenated_forward(*args, **kwargs))
+        parts[4] = parts[4] * self.token_weight
+        return tuple(parts)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
