@@ -22,6 +22,7 @@ from peftkit.quantization import Quantizer, quantizers
 from peftkit.recipe_problems import describe_problems
 from peftkit.registry import From, Registry, closest, plain_values
 from peftkit.regularizers import Regularizer, regularizers
+from peftkit.rewards import rewards
 from peftkit.tasks import Task, tasks
 from peftkit.yaml_source import YamlSource, parse_yaml, read_yaml
 
@@ -42,6 +43,7 @@ KINDS: Mapping[str, Registry[Any]] = {
     "loss": losses,
     "regularizer": regularizers,
     "metric": metrics,
+    "reward": rewards,
 }
 """Every kind of component, by the word that the command line uses."""
 

@@ -17,8 +17,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "results", "labels"}),
+    frozenset({"errors", "results", "labels", "answers"}),
     frozenset({"registry", "yaml_source", "artifacts", "kernels", "layers"}),
+    frozenset({"rewards"}),
     frozenset({"data", "tasks", "methods", "quantization", "losses", "metrics", "regularizers", "augmentations"}),
     frozenset({"recipe", "recipe_problems", "pipeline"}),
     frozenset({"models", "storage", "heads", "stacking", "outputs", "report"}),

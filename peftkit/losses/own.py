@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Own(Loss):
     """The loss that belongs to the task, where no other makes sense: of a CRF, or of a preference."""
 
-    targets: ClassVar[frozenset[Targets]] = frozenset({"own"})
+    targets: ClassVar[frozenset[Targets]] = frozenset({"own", "rewards"})
 
     def compute(self, logits: Tensor, labels: Tensor, num_items: int | Tensor | None) -> NoReturn:
         """Not called: the task computes it.

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from pydantic import model_validator
 
+from peftkit.answers import answer_in, pattern_problem
 from peftkit.metrics import metrics
 from peftkit.metrics.text_rows import MeanTextMetric
 
 if TYPE_CHECKING:
     import numpy as np
-
-_NUMBER = re.compile(r"(?:(?<!\d)-)?\d[\d,]*(?:\.\d+)?")
-"""The 3 of 10-3 is not negative."""
 
 
 @metrics.register("exact_answer")
@@ -37,12 +34,8 @@ class ExactAnswer(MeanTextMetric):
             return self
         if self.whole:
             raise ValueError("whole compares whole texts, pattern a part of them; remove one")
-        try:
-            groups = re.compile(self.pattern).groups
-        except re.error as problem:
-            raise ValueError(f"pattern {self.pattern!r} is no regular expression: {problem}") from problem
-        if groups != 1:
-            raise ValueError(f"pattern {self.pattern!r} has {groups} groups; put the answer, and nothing else, in ( )")
+        if problem := pattern_problem(self.pattern, groups=1):
+            raise ValueError(problem)
         return self
 
     def values(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
@@ -57,14 +50,4 @@ class ExactAnswer(MeanTextMetric):
 
     def answer(self, text: str) -> str | None:
         """The answer that a text comes to, or None."""
-        if self.whole:
-            return text.strip()
-        found = re.findall(self.pattern or _NUMBER, text)
-        return _as_number(found[-1].strip()) if found else None
-
-
-def _as_number(text: str) -> str:
-    if not _NUMBER.fullmatch(text.rstrip(".")):
-        return text
-    number = float(text.rstrip(".").replace(",", ""))
-    return str(int(number)) if number.is_integer() else repr(number)
+        return text.strip() if self.whole else answer_in(text, self.pattern)

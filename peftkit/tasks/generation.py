@@ -161,9 +161,13 @@ class GenerationTask(Task):
     def texts(self, outputs: Sequence[Generated], tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """What was generated, cut at the texts of `stop`; empty where nothing was generated."""
         texts = tokenizer.batch_decode([output.tokens or [] for output in outputs], skip_special_tokens=True)
+        return [self.cut(text) for text in texts]
+
+    def cut(self, text: str) -> str:
+        """A generated text up to the first of `stop`, without spaces around it."""
         for stop in self.stop:
-            texts = [text.partition(stop)[0] for text in texts]
-        return [text.strip() for text in texts]
+            text = text.partition(stop)[0]
+        return text.strip()
 
     def decode(self, outputs: Sequence[Any], encoded: Encoded) -> Scored:
         """Generated texts beside the texts that are right."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from peftkit.errors import CapabilityError, DataError
 from peftkit.labels import Targets
@@ -13,6 +13,7 @@ from peftkit.tasks.exchanges import PROMPT, SYSTEM, Exchange, Form, Writer, aske
 from peftkit.tasks.generation import GenerationTask, token_likelihoods
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset, DatasetDict
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -123,7 +124,7 @@ class ExchangeTask(Task):
 
         return torch.tensor(len(batch["labels"]) // len(self.answer_columns))
 
-    def references(self, encoded: Encoded) -> NoReturn:
+    def references(self, encoded: Encoded) -> np.ndarray:
         """None to compare with.
 
         Raises:
