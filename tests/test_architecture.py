@@ -239,27 +239,27 @@ BAD = {
     "import from below": (
         "layers",
         {"registry.py": "from peftkit.recipe import Recipe\n"},
-        "peftkit/registry.py:1 (level 1) imports peftkit.recipe (level 3)",
+        "peftkit/registry.py:1 (level 1) imports peftkit.recipe (level 4)",
     ),
     "import inside a function": (
         "layers",
         {"data/hub.py": "def load():\n    import peftkit.training.trainer\n"},
-        "peftkit/data/hub.py:2 (level 2) imports peftkit.training.trainer (level 6)",
+        "peftkit/data/hub.py:2 (level 3) imports peftkit.training.trainer (level 7)",
     ),
     "import for types": (
         "layers",
         {"errors.py": "if TYPE_CHECKING:\n    from peftkit import recipe\n"},
-        "peftkit/errors.py:2 (level 0) imports peftkit.recipe (level 3)",
+        "peftkit/errors.py:2 (level 0) imports peftkit.recipe (level 4)",
     ),
     "same level": (
         "layers",
         {"tasks/__init__.py": "", "data/hub.py": "from peftkit.tasks import Task\n"},
-        "peftkit/data/hub.py:1 (level 2) imports peftkit.tasks (level 2)",
+        "peftkit/data/hub.py:1 (level 3) imports peftkit.tasks (level 3)",
     ),
     "relative": (
         "layers",
         {"data/deep/__init__.py": "from ...recipe import Recipe\n"},
-        "peftkit/data/deep/__init__.py:1 (level 2) imports peftkit.recipe (level 3)",
+        "peftkit/data/deep/__init__.py:1 (level 3) imports peftkit.recipe (level 4)",
     ),
     "through the facade": (
         "layers",

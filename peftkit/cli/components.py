@@ -162,5 +162,6 @@ def _example(cls: type[BaseModel], *, kind: str, name: str) -> str:
         elif len(values) < 3 and isinstance(field.default, (str, int, float)):
             values[key] = plain_values(field.default)
     spec = name if len(values) == 1 else values
-    line = {kind: spec} if kind in Recipe.model_fields else {f"{kind}s": [spec]}
+    line: dict[str, Any] = {kind: spec} if kind in Recipe.model_fields else {f"{kind}s": [spec]}
+    line = {"task": {"name": "grpo", **line}} if kind == "reward" else line
     return yaml.safe_dump(line, default_flow_style=True, sort_keys=False, width=10**6).strip()[1:-1]

@@ -75,6 +75,7 @@ class GroupRelative(PreferenceTask):
         """TRL's GRPOTrainer."""
         options = {
             "num_generations": self.group_size,
+            "num_generations_eval": 1,
             "max_completion_length": self.max_new_tokens,
             "temperature": self.exploration_temperature,
             "loss_type": self.loss_type,

@@ -179,20 +179,19 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     base = tuned_model(recipe, data, tokenizer, storage=storage, trust_remote_code=options.trust_remote_code)
     described = model_record(base)
     setup = with_base_values(Setup(recipe, base.model, data, environment))
-    data = setup.data
     progress = ShowProgress(console, rows_per_step=recipe.training.batch_size * recipe.training.accumulation_steps)
     trainer = build_trainer(setup, run_dir / CHECKPOINTS_DIR, callbacks=[progress, *recipe.method.callbacks()])
-    before = scores_before(trainer, data) if recipe.training.score_before else None
+    before = scores_before(trainer, setup.data) if recipe.training.score_before else None
     with timing.training():
         _train(trainer, run_dir, checkpoint=checkpoint, progress=progress)
     timing.examples_per_second = progress.rate(trainer.state.global_step)
 
     recipe.method.finish(trainer.model)
-    splits = score_splits(trainer, data, before=before)
+    splits = score_splits(trainer, setup.data, before=before)
     check_best_score(trainer, splits)
     weights = save_weights(trainer.model, tokenizer, run_dir, spec=recipe.model)
     check_reload(trainer, storage=storage, run_dir=run_dir)
-    result = build_result(trainer, Outcome(data, described, splits, weights), timing=timing)
+    result = build_result(trainer, Outcome(setup.data, described, splits, weights), timing=timing)
     write_report(result, run_dir)
     result.write(run_dir)
     for served in (CHECKPOINTS_DIR, BASE_DIR):  # the saved weights are verified; what served only to resume can go

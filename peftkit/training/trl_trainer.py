@@ -17,7 +17,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from peftkit.data.progress_bars import hidden_progress_bars
-from peftkit.errors import CapabilityError
+from peftkit.errors import CapabilityError, RecipeError
 from peftkit.models import quiet_libraries
 from peftkit.tasks import ROW, Engine
 from peftkit.training.setup import VALIDATION, Setup, engine_arguments
@@ -128,6 +128,7 @@ def trl_trainer(
     hooks = AnswersOfTrl if engine.makes_answers else LossOfTrl
     parts: dict[str, Any] = {"eval_dataset": features.get(VALIDATION)}
     if engine.makes_answers:
+        _check_prompts(setup)
         parts["reward_funcs"] = recipe.task.reward_functions(setup.data.tokenizer)  # type: ignore[attr-defined] # of tasks whose engine says so
     else:
         parts["data_collator"] = recipe.task.collator(setup.data.tokenizer)
@@ -150,6 +151,16 @@ def trl_trainer(
         made.ref_model = None
     made.args.train_sampling_strategy = "random"  # KTO asks for another, for pairs that it would make itself
     return made
+
+
+def _check_prompts(setup: Setup) -> None:
+    training, rows = setup.recipe.training, len(setup.data.features["train"])
+    prompts = training.batch_size * training.accumulation_steps // setup.recipe.task.draws_per_row
+    if rows < prompts:
+        raise RecipeError(
+            f"training.batch_size: a step takes {prompts} prompts, and only whole steps are trained, but the training "
+            f"split has {rows}; lower it or add rows"
+        )
 
 
 def _imported(module: str) -> Any:

@@ -141,6 +141,11 @@ def test_a_resolved_recipe_reads_back_equal_with_every_component(kind: str, spec
         values["task"] = {"name": "sequence_classification", "problem_type": task or "single_label"}
         values["task"] = "extractive_qa" if spec["name"] == "own" else values["task"]
         values["regularizers"] = [] if spec["name"] == "own" else values.get("regularizers", [])
+    if kind == "reward":
+        kind, spec = "task", {"name": "grpo", "rewards": [spec]}
+        values["task"] = spec
+        values["training"] = {"batch_size": 8}
+        values.pop("metrics", None), values.pop("reward", None)
     if kind == "task":  # the loss and the regularizers are for labels that are classes
         values |= {"loss": None, "regularizers": []}
     recipe = Recipe.from_values(values, origin="test")

@@ -195,7 +195,9 @@ def test_show_explains_every_option_and_ends_in_a_line_for_the_recipe(
     example = text.rstrip().splitlines()[-1].strip()
     ((key, value),) = yaml.safe_load(example).items()
     lists = {"metric": "metrics", "regularizer": "regularizers"}
-    if kind in lists:
+    if kind == "reward":
+        key, value = kind, value["rewards"]
+    if kind in (*lists, "reward"):
         (value,) = value
     assert key == lists.get(kind, kind)
     assert (value if isinstance(value, str) else value["name"]) == name

@@ -10,9 +10,9 @@ from peftkit.metrics import metrics
 
 TAGS = ("span_f1", "tag_accuracy")
 TEXT = ("bleu", "chrf", "exact_answer", "rouge", "squad")
-LIKELIHOOD = ("perplexity", "token_accuracy")
+MEASURED = ("perplexity", "token_accuracy", "reward_accuracy", "reward_margin", "win_rate", "mean_reward")
 """Measured on numbers that only peftkit's tasks read."""
-OFFLINE = [name for name in metrics.names() if name not in ("hub", *LIKELIHOOD, *TAGS)]
+OFFLINE = [name for name in metrics.names() if name not in ("hub", *MEASURED, *TAGS)]
 CLASSES = ([0, 1, 1, 0, 1], [0, 1, 0, 0, 1])
 TEXTS = (["a red door", "two cats", "rain"], ["the red door", "two cats", "snow"])
 WORDS = ([["B-a", "O"], ["O"]], [["B-a", "I-a"], ["O"]])
