@@ -78,7 +78,7 @@ class AnswersOfTrl(LossOfTrl):
         return prompts, None, {}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return super(HookedTrainer, self)._get_train_sampler(train_dataset)
+        return _SeededByEpoch(super(HookedTrainer, self)._get_train_sampler(train_dataset), self.setup.recipe.seed)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         return Trainer._get_eval_sampler(self, eval_dataset)
@@ -104,6 +104,26 @@ class AnswersOfTrl(LossOfTrl):
             read = task.read(model, inputs, task.forward(model, inputs), generate=generate)
         self.outputs = [*self.outputs, *self.accelerator.gather_for_metrics(read, use_gather_object=True)]
         return None, None, None
+
+
+class _SeededByEpoch(torch.utils.data.Sampler[int]):
+    """TRL's sampler, its order decided by seed and epoch alone, so that a resumed run sees the same rows."""
+
+    def __init__(self, sampler: Any, seed: int) -> None:
+        self.sampler = sampler
+        self.seed = seed
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch; called by the engine."""
+        self.sampler.generator.manual_seed(self.seed * 100_003 + epoch)
+
+    def __len__(self) -> int:
+        """Rows of an epoch, each as often as it is answered."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        """Row indices in the order of this epoch."""
+        return iter(self.sampler)
 
 
 class _NoReference(torch.nn.Module):

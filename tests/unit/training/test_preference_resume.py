@@ -42,10 +42,10 @@ def test_interrupted_run_resumes_to_the_same_bytes(
 def test_answers_are_drawn_anew_after_an_interruption(
     checkpoint: Callable[[str], Path], tmp_path: Path, run_cut: RunCut
 ) -> None:
-    """Within an epoch the order of prompts and the random state go on where they stood."""
-    recipe = GRPO[0].build(checkpoint("llama"), tmp_path, evaluate_every=2)
+    """The order of prompts and the random state go on where they stood, in the second epoch too."""
+    recipe = GRPO[0].build(checkpoint("llama"), tmp_path, evaluate_every=2, epochs=2)
     whole = run(recipe, tmp_path / "whole", options=QUIET)
-    run_cut(recipe, tmp_path / "cut", 2)
+    run_cut(recipe, tmp_path / "cut", 6)
     resumed = resume(tmp_path / "cut", options=QUIET)
     weights = "adapter/adapter_model.safetensors"
     assert (tmp_path / "cut" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
