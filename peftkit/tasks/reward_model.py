@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from peftkit.errors import DataError
+from peftkit.results import PART_SEPARATOR
 from peftkit.tasks import ROW, Encoded, Engine, Head, Scored, tasks
 from peftkit.tasks.conversations import ConversationError, turns_of
 from peftkit.tasks.exchanges import PROMPT, Writer, exchange_of
@@ -108,6 +109,15 @@ class RewardModel(PairRows):
                 raise DataError(f"input {position}: {problem}") from problem
             found.append(row)
         return Dataset.from_list(found)
+
+    def shown(self, row: Mapping[str, Any]) -> str:
+        """The prompt with its better answer."""
+        return PART_SEPARATOR.join((super().shown(row), self.exchange(row).answers[0]))
+
+    def input_of(self, shown: str) -> Any:
+        """A prompt with an answer, as texts."""
+        prompt, _, answer = shown.partition(PART_SEPARATOR)
+        return {PROMPT: prompt, COMPLETION: answer or prompt}
 
     def answers(self, outputs: Sequence[Any], encoded: Encoded) -> list[dict[str, Any]]:
         """reward."""

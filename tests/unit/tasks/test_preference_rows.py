@@ -236,3 +236,12 @@ def test_application_asks_in_the_form_of_the_rows(checkpoint: Callable[[str], Pa
     assert isinstance(reward([pair])[0]["reward"], float)
     with pytest.raises(DataError, match="input 0: 'alone' is no answer with its prompt"):
         reward(["alone"])
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("task", ["dpo", "reward_model", {**CHAT, "name": "reward_model"}], ids=str)
+def test_merged_model_answers_as_before(checkpoint: Callable[[str], Path], tmp_path: Path, task: Any) -> None:
+    rows = [PAIR] * 4 if isinstance(task, str) else [TURNS] * 4
+    run(recipe_of(task, rows, checkpoint("llama"), tmp_path), tmp_path / "run", options=QUIET)
+    merged = load(tmp_path / "run", merge=True)
+    assert merged.merge_difference == pytest.approx(0, abs=1e-4)
