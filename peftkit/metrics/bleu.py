@@ -46,7 +46,10 @@ def _streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
 
 @metrics.register("bleu")
 class Bleu(CorpusMetric):
-    """Corpus BLEU, 0 to 100. (Papineni et al. 2002; Post 2018, arXiv:1804.08771)"""
+    """Corpus BLEU, 0 to 100.
+
+    Papineni et al. 2002; Post 2018, arXiv:1804.08771.
+    """
 
     tokenize: Literal["13a", "intl", "zh", "char", "none"] = "13a"
     """sacreBLEU's tokenizer; zh for Chinese, char for other texts without spaces."""
@@ -62,7 +65,10 @@ class Bleu(CorpusMetric):
 
 @metrics.register("chrf")
 class ChrF(CorpusMetric):
-    """Corpus chrF, 0 to 100: F-score of shared character sequences. (Popovic 2015; 2017 for chrF++)"""
+    """Corpus chrF, 0 to 100: F-score of shared character sequences.
+
+    Popovic 2015; 2017 for chrF++.
+    """
 
     word_order: int = Field(0, ge=0, le=2)
     """Longest sequence of words that counts too; 2: chrF++."""

@@ -16,8 +16,10 @@ _KINDS = {"rouge_l": "rougeL", "rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_
 
 @metrics.register("rouge")
 class Rouge(MeanTextMetric):
-    """Mean F1 of shared word sequences: the longest (rouge_l), single words (rouge_1), pairs (rouge_2), and the longest
-    per line (rouge_lsum). Of several right texts the best counts, score by score. (Lin 2004)
+    """Mean F1 of shared word sequences.
+
+    The longest (rouge_l), single words (rouge_1), pairs (rouge_2), and the longest per line (rouge_lsum). Of several
+    right texts the best counts, score by score. (Lin 2004)
 
     English words and digits only: the library drops everything but a-z and 0-9.
     """

@@ -52,9 +52,9 @@ class TagMetric(Metric):
 
 @metrics.register("span_f1")
 class SpanF1(TagMetric):
-    """Micro-averaged F1 of spans, right only with the very words and type. (Tjong Kim Sang & De Meulder 2003)
+    """Micro-averaged F1 of spans, right only with the very words and type.
 
-    The same as the seqeval library's, in both of its modes.
+    Tjong Kim Sang & De Meulder 2003. The same as the seqeval library's, in both of its modes.
     """
 
     mode: Literal["default", "strict"] = "default"

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 @tasks.register("causal_lm")
 class CausalLM(LanguageModel):
-    """The next token of running text (Radford et al. 2018, "Improving Language Understanding by Generative
-    Pre-Training"). Rows have a column `text`; an application gets the perplexity of its texts."""
+    """The next token of running text.
+
+    Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training". Rows have a column `text`; an
+    application gets the perplexity of its texts.
+    """
 
     streams: ClassVar[bool] = True
 

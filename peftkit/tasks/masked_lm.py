@@ -86,8 +86,11 @@ def _asked_at(model: Any, labels: Tensor) -> Iterator[None]:
 
 @tasks.register("masked_lm")
 class MaskedLM(MaskedTokens):
-    """Masked tokens of running text (BERT, Devlin et al. 2018, arXiv:1810.04805, section 3.1). Rows have a column
-    `text`; an application gives texts with mask tokens and gets candidates for each."""
+    """Masked tokens of running text.
+
+    BERT, Devlin et al. 2018, arXiv:1810.04805, section 3.1. Rows have a column `text`; an application gives texts with
+    mask tokens and gets candidates for each.
+    """
 
     streams: ClassVar[bool] = True
 

@@ -31,9 +31,12 @@ _WITH_BOTH_HEADS = ("bert", "big_bird", "ernie", "fnet", "megatron-bert", "mobil
 
 @tasks.register("masked_lm_nsp")
 class MaskedLMWithNextSentence(MaskedTokens):
-    """Masked tokens and next sentence prediction: of two segments the second follows the first in half of the cases,
-    else it is from another text (BERT, Devlin et al. 2018, arXiv:1810.04805, section 3.1). Rows have a column `text`,
-    one document each; an application gives pairs of texts."""
+    """Masked tokens and next sentence prediction.
+
+    Of two segments the second follows the first in half of the cases, else it is from another text (BERT, Devlin et
+    al. 2018, arXiv:1810.04805, section 3.1). Rows have a column `text`,
+    one document each; an application gives pairs of texts.
+    """
 
     label_names: ClassVar[tuple[str, ...]] = ("next", "random")
 

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 @tasks.register("sentence_order")
 class SentenceOrder(RunningText):
-    """Whether two segments that follow each other are in order or swapped (ALBERT, Lan et al. 2019, arXiv:1909.11942,
-    section 3.1). Rows have a column `text`, one document each; an application gives pairs of texts."""
+    """Whether two segments that follow each other are in order or swapped.
+
+    ALBERT, Lan et al. 2019, arXiv:1909.11942, section 3.1. Rows have a column `text`, one document each; an application
+    gives pairs of texts.
+    """
 
     label_names: ClassVar[tuple[str, ...]] = ("in_order", "swapped")
     inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "token_type_ids")

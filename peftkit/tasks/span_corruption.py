@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 @tasks.register("span_corruption")
 class SpanCorruption(LanguageModel):
-    """Missing spans of running text, each marked by a sentinel (T5, Raffel et al. 2020, arXiv:1910.10683, section
-    3.1.4). Rows have a column `text`; an application gives texts with sentinels and gets what belongs there."""
+    """Missing spans of running text, each marked by a sentinel.
+
+    T5, Raffel et al. 2020, arXiv:1910.10683, section 3.1.4. Rows have a column `text`; an application gives texts with
+    sentinels and gets what belongs there.
+    """
 
     streams: ClassVar[bool] = True
     draws: ClassVar[bool] = True
