@@ -19,6 +19,7 @@ from peftkit.losses import Loss, losses
 from peftkit.methods import TuningMethod, methods
 from peftkit.metrics import Metric, metrics
 from peftkit.quantization import Quantizer, quantizers
+from peftkit.recipe_fit import regularizers_problem
 from peftkit.recipe_problems import describe_problems
 from peftkit.registry import From, Registry, closest, plain_values
 from peftkit.regularizers import Regularizer, regularizers
@@ -258,11 +259,16 @@ class Recipe(Section):
         for part in self.regularizers:
             self._check_targets(part, at=("regularizers",))
         training = self.training
-        if problem := self.task.training_problem(
+        if unfit := self.task.training_problem(
             batch_size=training.batch_size, accumulation_steps=training.accumulation_steps, batching=training.batching
         ):
-            key, message = problem
+            key, message = unfit
             raise problem_at(("training", key), message, value=getattr(training, key))
+        checkpointing = self.training.gradient_checkpointing
+        if problem := regularizers_problem(
+            self.regularizers, task=self.task, method=self.method, gradient_checkpointing=checkpointing
+        ):
+            raise problem_at(("regularizers",), problem, value=[part.name for part in self.regularizers])
         best = self.training.best_metric
         scored = self.metrics or [metrics.build(name) for name in self.task.default_metrics]
         known = [metric.score_name for metric in scored]

@@ -36,6 +36,8 @@ class TuningMethod(Component):
     allows_gradient_checkpointing: ClassVar[bool] = True
     runs_to_the_end: ClassVar[bool] = False
     """Whether only the weights of the last step are a result, whatever earlier evaluations said."""
+    starts_at_base: ClassVar[bool] = True
+    """Whether the weights that train start where they leave the base as it is."""
     task_types: ClassVar[frozenset[str] | None] = None
     """peft task types the method is made for; None: all."""
 

@@ -76,6 +76,13 @@ class Peft(TuningMethod):
         return self
 
     @property
+    def starts_at_base(self) -> bool:  # type: ignore[override] # a fact of the class elsewhere
+        """All but those that put trained positions before the input do."""
+        from peft import PromptLearningConfig
+
+        return not issubclass(self._config_class(), PromptLearningConfig)
+
+    @property
     def _kind(self) -> str:
         return self.type.upper()
 

@@ -72,6 +72,11 @@ class Stack(TuningMethod):
         """Whether a part does."""
         return any(part.runs_to_the_end for part in self.methods)
 
+    @property
+    def starts_at_base(self) -> bool:  # type: ignore[override] # a fact of the class elsewhere
+        """Whether all parts do."""
+        return all(part.starts_at_base for part in self.methods)
+
     def problem(self, model: PreTrainedModel, context: TuningContext) -> str | None:
         """The first problem of a part; also: a part that cannot be added to another."""
         for part in self.methods[1:]:

@@ -16,6 +16,7 @@ class VirtualTokens(TuningMethod):
     """A method that puts trained positions before the input."""
 
     allows_gradient_checkpointing: ClassVar[bool] = False
+    starts_at_base: ClassVar[bool] = False
 
     virtual_tokens: int = Field(20, ge=1)
     """Trained positions before the input."""

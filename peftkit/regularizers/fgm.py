@@ -23,6 +23,7 @@ class Fgm(Regularizer):
     """
 
     paper: ClassVar[str] = "Miyato, Dai & Goodfellow 2017, arXiv:1605.07725"
+    does: ClassVar[str] = "attack the embedded input"
 
     epsilon: float = Field(1.0, gt=0.0)
     """Length of the move of each row, over all of its tokens."""
@@ -34,38 +35,20 @@ class Fgm(Regularizer):
 
 class _Attack(AtWork):
     def __init__(self, model: PreTrainedModel, epsilon: float) -> None:
-        from peftkit.regularizers.embedded_inputs import change_embedded_inputs
+        import torch
+
+        from peftkit.regularizers.embedded_inputs import MovedInputs
 
         self.epsilon = epsilon
-        self.seen: list[Tensor] = []
-        self.moves: list[Tensor] | None = None
-        """Of the pass that is under way, first embedded input first; None: a pass that is only looked at."""
-        change_embedded_inputs(model, self._pass)
+        self.inputs = MovedInputs(model, torch.zeros_like)
 
-    def _pass(self, embedded: Tensor) -> Tensor:
-        if self.moves is not None:
-            return embedded + self.moves.pop(0)
-        if not embedded.requires_grad:  # of a frozen embedding
-            embedded = embedded.detach().requires_grad_()
-        embedded.retain_grad()
-        self.seen.append(embedded)
-        return embedded
+    def begin(self, look: Callable[[], Tensor]) -> None:
+        """See `AtWork.begin`."""
+        self.inputs.begin()
 
     def after_backward(self, again: Callable[[], object]) -> None:
         """See `AtWork.after_backward`."""
-        self.moves = [self._move(embedded) for embedded in self.seen]
-        self.seen.clear()
-        try:
-            again()
-        finally:
-            self.moves = None
+        from peftkit.regularizers.embedded_inputs import along
 
-    def _move(self, embedded: Tensor) -> Tensor:
-        import torch
-
-        if embedded.grad is None:
-            return torch.zeros_like(embedded)
-        gradient = embedded.grad.float().nan_to_num()
-        length = gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-        move: Tensor = (self.epsilon * gradient / length[:, None, None]).to(embedded.dtype)
-        return move
+        self.inputs.move([along(gradient, self.epsilon).to(gradient.dtype) for gradient in self.inputs.gradients()])
+        again()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from peftkit.labels import Targets
-from peftkit.regularizers import AtWork, Regularizer, regularizers
+from peftkit.regularizers import AtWork, Pass, Regularizer, regularizers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,15 +35,19 @@ class RDrop(Regularizer):
 
 
 class _Agreement(AtWork):
-    two_passes = True
+    compares = True
 
     def __init__(self, alpha: float) -> None:
         self.alpha = alpha
 
-    def disagreement(self, first: Tensor, second: Tensor, num_items: int | Tensor) -> Tensor:
-        """alpha / 2 times the mean of KL(p1 || p2) and KL(p2 || p1); see `AtWork.disagreement`."""
-        from torch.nn.functional import kl_div
+    def addition(self, first: Pass, again: Callable[[], Pass], items: int | Tensor) -> Tensor:
+        """What makes the loss the mean of both passes plus alpha / 2 times the mean of KL(p1 || p2) and KL(p2 || p1).
 
-        one, two = first.float().log_softmax(-1), second.float().log_softmax(-1)
-        both = kl_div(one, two, reduction="sum", log_target=True) + kl_div(two, one, reduction="sum", log_target=True)
-        return self.alpha / 4 * both / num_items
+        See `AtWork.addition`.
+        """
+        from peftkit.regularizers.divergence import symmetric_divergence
+
+        second = again()
+        return (second.loss - first.loss) / 2 + self.alpha / 4 * symmetric_divergence(
+            first.logits, second.logits
+        ) / items

@@ -131,6 +131,8 @@ class Task(Component):
     """Columns that are read beside `text_columns` where they are there, and may be empty: rows that differ in them are
     not the same."""
     label_column: ClassVar[str | None] = None
+    one_label_per_text: ClassVar[bool] = False
+    """Whether a row is one text, or pair of texts, with one label, so that rows can be mixed with their labels."""
     generates: ClassVar[bool] = False
     """Whether answers are generated token by token, so that they take much longer than the loss."""
     streams: ClassVar[bool] = False

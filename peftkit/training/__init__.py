@@ -225,3 +225,4 @@ def _train(trainer: HookedTrainer, run_dir: Path, *, checkpoint: Path | None, pr
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; everything up to here is "
             f"saved, continue with  peftkit run --resume {run_dir}"
         )
+    trainer.regularization.finish()

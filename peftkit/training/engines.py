@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
+from peftkit.training.regularization import Regularization
 from peftkit.training.setup import VALIDATION, Setup, best_metric, engine_arguments
 from peftkit.training.streaming import training_features
 from peftkit.training.trainer import HookedTrainer
@@ -29,7 +30,8 @@ def build_trainer(setup: Setup, checkpoints: Path, *, callbacks: Sequence[Traine
     trainer.remove_callback(PrinterCallback)
     trainer.setup = setup
     trainer.reads_answers = not recipe.task.generates or best_metric(recipe).needs_answers
-    trainer.regularizers = tuple(part.start(setup.model) for part in recipe.regularizers)
+    trainer.regularization = Regularization(setup.model, [part.start(setup.model) for part in recipe.regularizers])
+    trainer.add_callback(trainer.regularization)
     return trainer
 
 

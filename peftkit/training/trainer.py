@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    Trainer,
-)
+from transformers import Trainer
 
 from peftkit.errors import RecipeError, RunError
 from peftkit.labels import IGNORED
 from peftkit.metrics import Metric
-from peftkit.regularizers import AtWork
+from peftkit.regularizers import Pass
 from peftkit.tasks import ROW, Collator, Scored
 from peftkit.training.batching import FreshDraws, LengthGroupedSampler
 from peftkit.training.checkpoints import restore_tuned, save_tuned
+from peftkit.training.regularization import Regularization
 from peftkit.training.setup import VALIDATION, Setup
 
 
@@ -32,9 +31,9 @@ class HookedTrainer(Trainer):
     """What the task has read of every feature in the last evaluation."""
     reads_answers = False
     """Whether answers are generated in evaluations that only watch the training."""
-    regularizers: tuple[AtWork, ...] = ()
+    regularization: Regularization
     repeating = False
-    """Whether the pass that is under way only adds to the gradients of another over the same batch."""
+    """Whether the pass that is under way is one more over a batch, so that penalties are counted already."""
     batch_rows: tuple[int, ...] = ()
     gradients_checked = False
     data_collator: Collator
@@ -85,12 +84,17 @@ class HookedTrainer(Trainer):
         """The task's loss of one micro-batch; while training with all penalties, each once per optimizer step."""
         items = self.setup.recipe.task.items(inputs).clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         loss, outputs = self._pass(model, inputs, items)
+
+        def again() -> Pass:
+            other, output = self._pass(model, inputs, items)
+            return Pass(other, self._compared(output, inputs))
+
         if model.training:
-            comparing = [part for part in self.regularizers if part.two_passes]
-            if comparing:
-                other, again = self._pass(model, inputs, items)
-                first, second = self._compared(outputs, inputs), self._compared(again, inputs)
-                loss = (loss + other) / 2 + sum(part.disagreement(first, second, items) for part in comparing)
+            loss = self.regularization.compared(loss, lambda: self._compared(outputs, inputs), again, items)
+            loss = loss * self.regularization.loss_share
+        # Devices average their gradients, and the loss was divided by the items of all.
+        loss = loss * self.accelerator.num_processes
+        if model.training and not self.repeating:
             for penalty in self._penalties():
                 loss = loss + penalty / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
@@ -98,9 +102,13 @@ class HookedTrainer(Trainer):
     def _pass(self, model: Any, inputs: Mapping[str, Any], items: torch.Tensor) -> tuple[torch.Tensor, Any]:
         task = self.setup.recipe.task
         output = task.forward(model, inputs)
-        loss = task.loss(output, inputs, criterion=self.setup.criterion, items=items)
-        # Devices average their gradients, and the loss was divided by the items of all.
-        return loss * self.accelerator.num_processes, output
+        if not model.training or "labels" not in inputs:
+            return task.loss(output, inputs, criterion=self.setup.criterion, items=items), output
+        losses = [
+            share * task.loss(output, {**inputs, "labels": labels}, criterion=self.setup.criterion, items=items)
+            for share, labels in self.regularization.labels(inputs["labels"])
+        ]
+        return torch.stack(losses).sum(), output
 
     def _compared(self, output: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Logits (positions, classes) at positions that have a label."""
@@ -124,7 +132,8 @@ class HookedTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The engine's, with the scores of what the task has read."""
         self.outputs = []
-        loop = super().evaluation_loop(*args, **kwargs)
+        with self.regularization.averaged() if self.is_in_train else nullcontext():
+            loop = super().evaluation_loop(*args, **kwargs)
         if self.is_in_train:
             scored = self.setup.recipe.task.decode(self.outputs, self.setup.data.encoded(VALIDATION))
             watched = [part for part in self.setup.recipe.metrics if self.reads_answers or not part.needs_answers]
@@ -151,46 +160,65 @@ class HookedTrainer(Trainer):
             self.data_collator = training
 
     def _penalties(self) -> Iterator[torch.Tensor]:
-        if self.repeating:
-            return
-        for penalty in (self.setup.recipe.method.penalty(self.model), *(part.penalty() for part in self.regularizers)):
-            if penalty is not None:
-                yield penalty
+        penalty = self.setup.recipe.method.penalty(self.model)
+        if penalty is not None:
+            yield penalty
+        yield from self.regularization.penalties()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         save_tuned(self.model, self.setup.recipe.method, checkpoint)
+        self.regularization.save(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not restore_tuned(self.model, self.setup.recipe.method, Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.regularization.restore(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        if not restore_tuned(self.model, self.setup.recipe.method, Path(str(self.state.best_model_checkpoint))):
+        best = Path(str(self.state.best_model_checkpoint))
+        if not restore_tuned(self.model, self.setup.recipe.method, best):
             super()._load_best_model()
+        self.regularization.restore(best)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch forward and backward.
+        """One micro-batch forward and backward, with all the passes over it that regularizers make.
+
+        Returns:
+            The loss of all passes whose gradients count.
 
         Raises:
             RunError: the loss is not finite, or, on the first step, a trainable parameter got no finite gradient.
         """
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            raise RunError(self._describe_loss(loss))
+        self.regularization.begin(lambda: self._look(*args, **kwargs))
+        losses = [self._finite_step(*args, **kwargs)]
         if not self.gradients_checked:
             # GradScaler starts with a scale that overflows on purpose, so under fp16 only absence is a defect.
             check_gradients(self.model, finite=self.args.fp16 is False)
             self.gradients_checked = True
-        for part in self.regularizers:
-            part.after_backward(lambda: self._repeat(*args, **kwargs))
+        with self._repeating():
+            self.regularization.after_backward(lambda: losses.append(self._finite_step(*args, **kwargs)))
+        return torch.stack(losses).sum()
+
+    def _finite_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise RunError(self._describe_loss(loss))
         return loss
 
-    def _repeat(self, *args: Any, **kwargs: Any) -> None:
+    def _look(self, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
+        """The loss of a pass that gives no gradients by itself, scaled as for the backward pass."""
+        self.model.train()
+        with self._repeating(), self.compute_loss_context_manager():
+            loss: torch.Tensor = self.compute_loss(self.model, self._prepare_inputs(inputs), num_items_in_batch=items)
+        return loss if self.accelerator.scaler is None else self.accelerator.scaler.scale(loss)
+
+    @contextmanager
+    def _repeating(self) -> Iterator[None]:
         self.repeating = True
         try:
-            super().training_step(*args, **kwargs)
+            yield
         finally:
             self.repeating = False
 

@@ -40,7 +40,7 @@ class LossOfTrl(HookedTrainer):
         self.token_weight = shares[-1] / shares[0]
         loss = super(HookedTrainer, self).compute_loss(model, task.engine_batch(inputs)) * shares[0]
         output = None if model.training else task.forward(model, inputs)
-        return loss * self.accelerator.num_processes, output
+        return loss, output
 
     def concatenated_forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """ORPO's, whose likelihood is a mean over tokens: weighed by these, not by rows."""

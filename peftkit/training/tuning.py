@@ -31,19 +31,22 @@ from peftkit.training.setup import steps_per_epoch, total_steps
 def check_method(
     recipe: Recipe, head: Head, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype, rows: int
 ) -> None:
-    """Hold the tuning method against the architecture and its storage, on a model without weights.
+    """Hold the tuning method and the regularizers against the architecture and its storage, on a model without weights.
 
     Args:
         dtype: type in which unquantized weights are held.
         rows: training rows.
 
     Raises:
-        CapabilityError: the method cannot tune this model; says why and what to do.
+        CapabilityError: the method cannot tune this model, or a regularizer cannot work on it; says why and what to do.
     """
     bare = skeleton(recipe.model, head)
     context = _context(recipe, bare, head=head, storage=storage_of(recipe, head, dtype=dtype), rows=rows)
     if problem := recipe.method.problem(bare.model, replace(context, tokenizer=tokenizer)):
         raise CapabilityError(problem)
+    for part in recipe.regularizers:
+        if problem := part.problem(bare.model):
+            raise CapabilityError(problem)
 
 
 def tuned_model(

@@ -1,4 +1,4 @@
-"""Regularizers against the papers' formulas, and in real runs: what they change, and what they leave alone."""
+"""Regularizers in real runs: what they change, what they leave alone, and what they are refused beside."""
 
 from __future__ import annotations
 
@@ -8,128 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
-from peftkit.errors import RecipeError
+from peftkit.errors import CapabilityError, RecipeError
 from peftkit.recipe import Recipe
 from peftkit.regularizers import regularizers
-from peftkit.training import RunOptions, run
+from peftkit.training import RunOptions, check, run
+from peftkit.training.regularization import Regularization
 
 MakeRecipe = Callable[..., Recipe]
 QUIET = RunOptions(show_progress=False)
-NAMES = ("fgm", "l2_sp", "neftune", "r_drop")
-
-
-@pytest.fixture
-def model(tiny_bert: Path) -> Any:
-    from transformers import AutoModelForSequenceClassification
-
-    torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=2, attention_probs_dropout_prob=0.0)
-
-
-@pytest.fixture
-def batch() -> dict[str, torch.Tensor]:
-    ids = torch.randint(5, 60, (3, 7), generator=torch.Generator().manual_seed(1))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-@pytest.fixture
-def make_recipe(tiny_bert: Path, sentiment_files: dict[str, Path]) -> MakeRecipe:
-    def make(*parts: Any, method: Any = "lora", **training: Any) -> Recipe:
-        return Recipe.from_values(
-            {
-                "name": "tiny",
-                "model": {"id": str(tiny_bert), "max_length": 32},
-                "task": "sequence_classification",
-                "data": {"name": "files"} | {split: str(path) for split, path in sentiment_files.items()},
-                "method": method,
-                "regularizers": list(parts),
-                "training": {"epochs": 1, "batch_size": 8, "learning_rate": 0.01, "logging_steps": 1, **training},
-            },
-            origin="test",
-        )
-
-    return make
+NAMES = ("ema", "fgm", "freelb", "l2_sp", "mixout", "mixup", "neftune", "pgd", "r_drop", "smart", "swa")
 
 
 def test_names_are_known() -> None:
-    assert set(NAMES) <= set(regularizers.names())
+    assert set(NAMES) == {name for name in regularizers.names() if regularizers.get(name).__module__ != __name__}
     assert all(regularizers.get(name).paper for name in NAMES)
-
-
-def test_neftune_adds_noise_of_the_papers_size_while_training(model: Any, batch: dict[str, torch.Tensor]) -> None:
-    embedding = model.get_input_embeddings()
-    plain = embedding(batch["input_ids"]).detach()
-    regularizers.build({"name": "neftune", "alpha": 3.0}).start(model)
-    size = 3.0 / (7 * 32) ** 0.5
-    model.train()
-    noise = embedding(batch["input_ids"]) - plain
-    assert noise.abs().max() <= size
-    assert noise.abs().max() > 0.95 * size
-    assert noise.std().item() == pytest.approx(size / 3**0.5, rel=0.1)
-    model.eval()
-    assert torch.equal(embedding(batch["input_ids"]), plain)
-
-
-@pytest.mark.parametrize("frozen", [True, False], ids=["frozen embedding", "trained embedding"])
-def test_fgm_moves_every_row_by_epsilon_along_its_gradient(
-    model: Any, batch: dict[str, torch.Tensor], frozen: bool
-) -> None:
-    """Miyato et al. 2017: r = epsilon g / |g|, g the gradient with respect to the row's embedded input."""
-    model.requires_grad_(not frozen)
-    model.classifier.requires_grad_(True)
-    labels = torch.tensor([0, 1, 1])
-    embedding = model.get_input_embeddings()
-    table = embedding.weight.detach().clone()
-    embedded = table[batch["input_ids"]].requires_grad_()
-    model.eval()
-    by_hand = model(inputs_embeds=embedded, attention_mask=batch["attention_mask"]).logits
-    (gradient,) = torch.autograd.grad(cross_entropy(by_hand, labels), embedded)
-    move = 0.5 * gradient / gradient.flatten(1).norm(dim=1)[:, None, None]
-    moved = (embedded + move).detach()
-    expected = cross_entropy(model(inputs_embeds=moved, attention_mask=batch["attention_mask"]).logits, labels)
-
-    at_work = regularizers.build({"name": "fgm", "epsilon": 0.5}).start(model)
-    model.train()
-    found: list[torch.Tensor] = []
-
-    def one_pass() -> None:
-        loss = cross_entropy(model(**batch).logits, labels)
-        loss.backward()
-        found.append(loss.detach())
-
-    one_pass()
-    at_work.after_backward(one_pass)
-    torch.testing.assert_close(found[0], cross_entropy(by_hand, labels).detach())
-    torch.testing.assert_close(found[1], expected.detach(), rtol=1e-5, atol=1e-6)
-    assert found[1] > found[0]
-    assert torch.equal(embedding.weight, table)
-    one_pass()
-    assert torch.equal(found[2], found[0]), "the next batch is looked at, not attacked"
-
-
-def test_r_drop_is_the_symmetric_divergence() -> None:
-    at_work = regularizers.build({"name": "r_drop", "alpha": 3.0}).start(None)  # type: ignore[arg-type] # looks at none
-    first, second = (torch.randn(5, 4, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
-    p, q = first.softmax(-1), second.softmax(-1)
-    both = (p * (p / q).log()).sum() + (q * (q / p).log()).sum()
-    expected = 3.0 / 2 * (both / 2) / 5
-    torch.testing.assert_close(at_work.disagreement(first, second, 5), expected)
-    assert at_work.disagreement(first, first, 5).item() == 0.0
-
-
-def test_l2_sp_is_half_the_squared_distance_from_the_start(model: Any) -> None:
-    model.requires_grad_(False)
-    model.classifier.requires_grad_(True)
-    at_work = regularizers.build({"name": "l2_sp", "strength": 0.3}).start(model)
-    assert at_work.penalty().item() == 0.0  # type: ignore[union-attr] # there is one
-    with torch.no_grad():
-        model.classifier.weight += 0.5
-        model.classifier.bias -= 0.25
-        model.bert.pooler.dense.weight += 1.0  # frozen, so it does not count
-    expected = 0.3 / 2 * (64 * 0.5**2 + 2 * 0.25**2)
-    assert at_work.penalty().item() == pytest.approx(expected, rel=1e-5)  # type: ignore[union-attr] # there is one
 
 
 def _weights(recipe: Recipe, folder: Path) -> bytes:
@@ -144,17 +37,26 @@ def test_every_regularizer_changes_a_run(make_recipe: MakeRecipe, tmp_path: Path
 
 
 @pytest.mark.training
-@pytest.mark.parametrize("method", ["full", "prefix", "bottleneck"])
-def test_all_together_work_with_every_kind_of_method(make_recipe: MakeRecipe, tmp_path: Path, method: str) -> None:
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("method", "attack"),
+    [("full", "smart"), ("prefix", "pgd"), ({"name": "bottleneck", "width": 8}, "freelb"), ("lora", "fgm")],
+    ids=["full", "prefix", "bottleneck", "lora"],
+)
+def test_all_together_work_with_every_kind_of_method(
+    make_recipe: MakeRecipe, tmp_path: Path, method: Any, attack: str
+) -> None:
     """And the same seed gives the same bytes."""
-    together = _weights(make_recipe(*NAMES, method=method), tmp_path / "together")
+    names = [attack, "r_drop", "mixup", "l2_sp", "ema", "neftune", *(["mixout"] if method != "prefix" else [])]
+    together = _weights(make_recipe(*names, method=method, evaluate_every=3), tmp_path / "together")
     assert together != _weights(make_recipe(method=method), tmp_path / "plain")
-    assert together == _weights(make_recipe(*NAMES, method=method), tmp_path / "again")
+    assert together == _weights(make_recipe(*names, method=method, evaluate_every=3), tmp_path / "again")
 
 
 @pytest.mark.training
+@pytest.mark.parametrize("attack", ["fgm", "pgd", "freelb", "smart"])
 def test_penalties_are_added_once_where_a_batch_is_passed_again(
-    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: str
 ) -> None:
     from peftkit.regularizers import l2_sp
 
@@ -165,51 +67,132 @@ def test_penalties_are_added_once_where_a_batch_is_passed_again(
         return original(self)
 
     monkeypatch.setattr(l2_sp._Distance, "penalty", penalty)
-    result = run(make_recipe("fgm", "l2_sp"), tmp_path / "run", options=QUIET)
+    result = run(make_recipe(attack, "l2_sp"), tmp_path / "run", options=QUIET)
     assert len(asked) == result.cost.steps == 6
 
 
+def _still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the random starts away: they are drawn for each micro-batch, so that no two ways of cutting agree."""
+    from peftkit.regularizers import embedded_inputs
+
+    monkeypatch.setattr(embedded_inputs, "noise_within", lambda embedded, *args, **kwargs: torch.zeros_like(embedded))
+    monkeypatch.setattr(torch, "randn_like", lambda tensor: torch.sign(tensor.detach()) + 0.5)
+
+
 @pytest.mark.training
-@pytest.mark.parametrize("name", ["l2_sp", "r_drop", "fgm"])
-def test_accumulated_micro_batches_equal_one_batch(make_recipe: MakeRecipe, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["l2_sp", "r_drop", "fgm", "pgd", "freelb", "smart", "ema", "swa"])
+def test_accumulated_micro_batches_equal_one_batch(
+    make_recipe: MakeRecipe, still_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """Without dropout, which would differ: R-Drop then adds nothing, and its two passes average to one."""
-    losses = []
+    _still(monkeypatch)
+    changed = {"l2_sp": {"strength": 5.0}, "smart": {"smoothness": 5.0, "epsilon": 0.1, "noise": 0.05}}
+    found = []
     for batch_size, accumulation in ((8, 1), (2, 4)):
         recipe = make_recipe(
-            {"name": name, **({"strength": 5.0} if name == "l2_sp" else {})},
+            {"name": name, **changed.get(name, {})},
+            base=still_bert,
             batch_size=batch_size,
             accumulation_steps=accumulation,
+            optimizer="sgd",
+            learning_rate=0.3,
             epochs=2,
         )
-        folder = tmp_path / f"by-{batch_size}"
-        model = recipe.model.model_copy(update={"id": str(_without_dropout(recipe.model.id, tmp_path))})
-        result = run(recipe.model_copy(update={"model": model}), folder, options=QUIET)
-        losses.append([point.values["loss"] for point in result.history if "loss" in point.values])
-    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
-
-
-def _without_dropout(base: str, folder: Path) -> Path:
-    import json
-    import shutil
-
-    copy = folder / "still"
-    if not copy.exists():
-        shutil.copytree(base, copy)
-        config = json.loads((copy / "config.json").read_text())
-        (copy / "config.json").write_text(json.dumps(config | {"attention_probs_dropout_prob": 0.0}))
-    return copy
+        result = run(recipe, tmp_path / f"by-{batch_size}", options=QUIET)
+        points = [point.values for point in result.history]
+        found.append([values[key] for values in points for key in ("loss", "validation_loss") if key in values])
+    assert found[0] == pytest.approx(found[1], rel=2e-3)
 
 
 @pytest.mark.training
-def test_labels_that_do_not_fit_are_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    rows = tmp_path / "numbers.csv"
-    rows.write_text("text,label\n" + "".join(f"a film {number},{number / 7}\n" for number in range(16)))
-    recipe = make_recipe("r_drop")
-    values = recipe.resolved() | {
-        "task": {"name": "sequence_classification", "problem_type": "regression"},
-        "data": {"name": "files", "train": str(rows)},
-    }
-    with pytest.raises(
-        RecipeError, match=r"regularizers: 'r_drop' works with classes, and the labels of task .* numbers"
-    ):
+@pytest.mark.parametrize("name", ["ema", "swa"])
+def test_averages_are_what_is_evaluated_and_saved(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The weights of every step are written down; their average is computed from these, and loaded from the run."""
+    from safetensors.torch import load_file
+
+    points: list[dict[str, torch.Tensor]] = []
+    original = Regularization.on_step_end
+
+    def noting(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        original(self, args, state, control, **kwargs)
+        points.append({key: weight.detach().clone() for key, weight in self.model.named_parameters()})
+
+    monkeypatch.setattr(Regularization, "on_step_end", noting)
+    options = {"decay": 0.5} if name == "ema" else {"start_share": 0.5}
+    recipe = make_recipe({"name": name, **options}, learning_rate=0.05, evaluate_every=6)
+    plain = run(make_recipe(learning_rate=0.05, evaluate_every=6), tmp_path / "plain", options=QUIET)
+    points.clear()
+    result = run(recipe, tmp_path / "run", options=QUIET)
+    assert len(points) == 6
+    shares = [0.0] * 3 + [1 / 3] * 3 if name == "swa" else [0.5 ** (6 - step) / (1 - 0.5**6) for step in range(6)]
+    saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    key = next(key for key in saved if "lora_B" in key)
+    history = [point[key.replace(".weight", ".default.weight")] for point in points]
+    expected = sum(share * weight for share, weight in zip(shares, history, strict=True))
+    torch.testing.assert_close(saved[key], expected, rtol=1e-5, atol=1e-6)
+    assert result.splits["validation"].metrics.keys() == plain.splits["validation"].metrics.keys()
+    assert [p.values for p in result.history if "loss" in p.values] == [
+        p.values for p in plain.history if "loss" in p.values
+    ], "the average never touches the training"
+    assert _validation(result) != _validation(plain)
+
+
+def _validation(result: Any) -> list[float]:
+    return [point.values["validation_loss"] for point in result.history if "validation_loss" in point.values]
+
+
+@pytest.mark.parametrize(
+    ("parts", "values", "message"),
+    [
+        (["fgm", "pgd"], {}, "'fgm' and 'pgd' both attack the embedded input; keep one of them"),
+        (["smart", "l2_sp", "freelb"], {}, "'smart' and 'freelb' both attack the embedded input; keep one"),
+        (["fgm", "fgm"], {}, "'fgm' and 'fgm' both attack the embedded input; keep one"),
+        (["ema", "swa"], {}, "'ema' and 'swa' both average the weights; keep one of them"),
+        (["mixup", "mixup"], {}, "'mixup' and 'mixup' both mix rows"),
+        (["ema"], {"method": "adalora"}, "'ema' averages weights over steps, and method 'adalora' drops some of them"),
+        (["swa"], {"method": ["adalora", "layer_norm"]}, "'swa' averages weights over steps, and method 'stack' drops"),
+        (["mixout"], {"method": "prefix"}, "'mixout' mixes weights with their start, which for method 'prefix' is at"),
+        (
+            ["mixout"],
+            {"method": "p_tuning"},
+            "'mixout' mixes weights with their start, which for method 'p_tuning' is at",
+        ),
+        (
+            ["mixout"],
+            {"method": "peft:prompt_tuning"},
+            "'mixout' mixes weights with their start, which for method 'peft' is at",
+        ),
+        (["mixout"], {"gradient_checkpointing": True}, "'mixout' does not allow training.gradient_checkpointing"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    make_recipe: MakeRecipe, parts: list[str], values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError) as refused:
+        make_recipe(*parts, **values)
+    assert f"regularizers: {message}" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "message"),
+    [
+        ("r_drop", {"problem_type": "regression"}, "'r_drop' works with classes, and the labels of task .* numbers"),
+        ("smart", {"problem_type": "multi_label"}, "'smart' works with classes or numbers, and the labels .* flags"),
+        ("mixup", {"problem_type": "regression"}, "'mixup' works with classes, and the labels of task .* numbers"),
+        ("mixup", {"name": "token_classification"}, "'mixup' mixes rows with their labels, and those of task 'token_c"),
+        ("mixup", {"name": "causal_lm"}, "'mixup' mixes rows with their labels, and those of task 'causal_lm' do not"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(
+    make_recipe: MakeRecipe, name: str, task: dict[str, Any], message: str
+) -> None:
+    values = make_recipe().resolved() | {"task": {"name": "sequence_classification", **task}, "regularizers": [name]}
+    with pytest.raises(RecipeError, match=f"regularizers: {message}"):
         Recipe.from_values(values, origin="test")
+
+
+def test_a_base_that_does_not_fit_is_found_without_weights(make_recipe: MakeRecipe, tiny_t5: Path) -> None:
+    with pytest.raises(CapabilityError, match="'mixup' needs one stack of blocks, and T5ForSequenceClassification has"):
+        check(make_recipe("mixup", base=tiny_t5), options=QUIET)
