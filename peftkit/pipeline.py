@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from peftkit.errors import RecipeError
 from peftkit.recipe import (
     ModelSpec,
+    NamedAugmentation,
     NamedLoss,
     NamedMethod,
     NamedMetric,
@@ -48,6 +49,8 @@ class Stage(Section):
     """What is learnt."""
     data: NamedSource
     """Where rows come from."""
+    augmentations: tuple[NamedAugmentation, ...] = ()
+    """Rewritten copies of the training rows that are added to them."""
     method: NamedMethod
     """Which weights train."""
     quantization: NamedQuantizer | None = None

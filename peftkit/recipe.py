@@ -13,13 +13,14 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from peftkit.augmentations import Augmentation, augmentations
 from peftkit.data import DataSource, sources
 from peftkit.errors import RecipeError
 from peftkit.losses import Loss, losses
 from peftkit.methods import TuningMethod, methods
 from peftkit.metrics import Metric, metrics
 from peftkit.quantization import Quantizer, quantizers
-from peftkit.recipe_fit import regularizers_problem
+from peftkit.recipe_fit import augmentations_problem, regularizers_problem
 from peftkit.recipe_problems import describe_problems
 from peftkit.registry import From, Registry, closest, plain_values
 from peftkit.regularizers import Regularizer, regularizers
@@ -30,6 +31,7 @@ from peftkit.yaml_source import YamlSource, parse_yaml, read_yaml
 # Aliases, because a field called `metrics` would hide the registry of that name inside the class body.
 NamedTask = Annotated[Task, From(tasks)]
 NamedSource = Annotated[DataSource, From(sources)]
+NamedAugmentation = Annotated[Augmentation, From(augmentations)]
 NamedMethod = Annotated[TuningMethod, From(methods), BeforeValidator(lambda value: _stacked(value))]
 NamedQuantizer = Annotated[Quantizer, From(quantizers)]
 NamedLoss = Annotated[Loss, From(losses)]
@@ -43,6 +45,7 @@ KINDS: Mapping[str, Registry[Any]] = {
     "quantization": quantizers,
     "loss": losses,
     "regularizer": regularizers,
+    "augmentation": augmentations,
     "metric": metrics,
     "reward": rewards,
 }
@@ -225,6 +228,8 @@ class Recipe(Section):
     """What is learnt."""
     data: NamedSource
     """Where rows come from."""
+    augmentations: tuple[NamedAugmentation, ...] = ()
+    """Rewritten copies of the training rows that are added to them."""
     method: NamedMethod
     """Which weights train."""
     quantization: NamedQuantizer | None = None
@@ -264,6 +269,8 @@ class Recipe(Section):
         ):
             key, message = unfit
             raise problem_at(("training", key), message, value=getattr(training, key))
+        if problem := augmentations_problem(self.augmentations, task=self.task):
+            raise problem_at(("augmentations",), problem, value=[part.name for part in self.augmentations])
         checkpointing = self.training.gradient_checkpointing
         if problem := regularizers_problem(
             self.regularizers, task=self.task, method=self.method, gradient_checkpointing=checkpointing

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
+from peftkit.augmentations import Augmentation
 from peftkit.methods import TuningMethod
 from peftkit.regularizers import Regularizer
 from peftkit.tasks import Task
@@ -39,3 +40,13 @@ def regularizers_problem(
                 "texts; remove it, or take it to sequence_classification"
             )
     return None
+
+
+def augmentations_problem(parts: Sequence[Augmentation], *, task: Task) -> str | None:
+    """Why no augmentation fits the task, with what to do; None if they do, or there are none."""
+    if not parts or task.rewritable_columns:
+        return None
+    return (
+        f"{parts[0].name!r} puts texts in other words, and the answers of task {task.name!r} depend on the words as "
+        "they stand; remove it"
+    )

@@ -131,6 +131,9 @@ class Task(Component):
     """Columns that are read beside `text_columns` where they are there, and may be empty: rows that differ in them are
     not the same."""
     label_column: ClassVar[str | None] = None
+    rewritable_columns: ClassVar[tuple[str, ...]] = ()
+    """Columns whose texts may be put in other words without a change of the label; empty: the labels depend on the
+    places of words, or on each word."""
     one_label_per_text: ClassVar[bool] = False
     """Whether a row is one text, or pair of texts, with one label, so that rows can be mixed with their labels."""
     generates: ClassVar[bool] = False

@@ -42,6 +42,7 @@ class SequenceClassification(Task):
 
     text_columns: ClassVar[tuple[str, ...]] = ("text", "text_pair")
     label_column: ClassVar[str | None] = "label"
+    rewritable_columns: ClassVar[tuple[str, ...]] = ("text", "text_pair")
     one_label_per_text: ClassVar[bool] = True
 
     problem_type: Literal["single_label", "multi_label", "regression"] = "single_label"

@@ -16,6 +16,7 @@ from peftkit.models import base_config
 from peftkit.recipe import Recipe
 from peftkit.results import DataRecord
 from peftkit.tasks import Encoded, Task
+from peftkit.training.augmenting import augmented
 from peftkit.training.data_check import LabelRule, RowRules, check_data
 from peftkit.training.scratch import architecture_config
 
@@ -130,7 +131,7 @@ def find_problems(
 
 
 def prepare_data(recipe: Recipe, loaded: LoadedData, *, task: Task, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
-    """Check and encode the rows of a recipe.
+    """Check the rows of a recipe, augment those that train, and encode all.
 
     Raises:
         DataError: rows that cannot be learnt from, all problems at once.
@@ -138,6 +139,7 @@ def prepare_data(recipe: Recipe, loaded: LoadedData, *, task: Task, tokenizer: P
     errors, warnings = find_problems(recipe, loaded, task=task, tokenizer=tokenizer)
     if errors:
         raise DataError("\n  ".join([f"the data cannot be used ({loaded.source}):", *errors]))
+    loaded = augmented(recipe, loaded, task=task)
     features = {}
     for split, rows in loaded.splits.items():
         with _tokenizing_bar(len(rows)):

@@ -24,6 +24,7 @@ from peftkit.models import (
 )
 from peftkit.recipe import Recipe
 from peftkit.tasks import ROW, Head
+from peftkit.training.augmenting import most_rows
 from peftkit.training.prepare import PreparedData
 from peftkit.training.setup import steps_per_epoch, total_steps
 
@@ -35,13 +36,14 @@ def check_method(
 
     Args:
         dtype: type in which unquantized weights are held.
-        rows: training rows.
+        rows: training rows, before any are added to them.
 
     Raises:
         CapabilityError: the method cannot tune this model, or a regularizer cannot work on it; says why and what to do.
     """
     bare = skeleton(recipe.model, head)
-    context = _context(recipe, bare, head=head, storage=storage_of(recipe, head, dtype=dtype), rows=rows)
+    storage = storage_of(recipe, head, dtype=dtype)
+    context = _context(recipe, bare, head=head, storage=storage, rows=most_rows(recipe, rows))
     if problem := recipe.method.problem(bare.model, replace(context, tokenizer=tokenizer)):
         raise CapabilityError(problem)
     for part in recipe.regularizers:

@@ -134,7 +134,7 @@ SPECS = component_specs()
 @pytest.mark.parametrize(("kind", "spec"), SPECS, ids=[f"{kind}-{spec['name']}-{len(spec)}" for kind, spec in SPECS])
 def test_a_resolved_recipe_reads_back_equal_with_every_component(kind: str, spec: dict[str, Any]) -> None:
     values = yaml.safe_load(FULL)
-    lists = {"metric": "metrics", "regularizer": "regularizers"}
+    lists = {"metric": "metrics", "regularizer": "regularizers", "augmentation": "augmentations"}
     values[lists.get(kind, kind)] = [spec] if kind in lists else spec
     if kind == "loss":
         task = {"binary_cross_entropy": "multi_label", "mean_squared_error": "regression"}.get(spec["name"])

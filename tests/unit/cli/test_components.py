@@ -194,7 +194,7 @@ def test_show_explains_every_option_and_ends_in_a_line_for_the_recipe(
         assert " ".join((field.description or "").split()) in text
     example = text.rstrip().splitlines()[-1].strip()
     ((key, value),) = yaml.safe_load(example).items()
-    lists = {"metric": "metrics", "regularizer": "regularizers"}
+    lists = {"metric": "metrics", "regularizer": "regularizers", "augmentation": "augmentations"}
     if kind == "reward":
         key, value = kind, value["rewards"]
     if kind in (*lists, "reward"):
