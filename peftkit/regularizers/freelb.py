@@ -26,9 +26,9 @@ class FreeLb(Regularizer):
     paper: ClassVar[str] = "Zhu et al. 2020, arXiv:1909.11764"
     does: ClassVar[str] = "attack the embedded input"
 
-    epsilon: float = Field(1.0, gt=0.0)
+    epsilon: float = Field(0.1, gt=0.0)
     """Greatest length of the move of each row, over all of its tokens."""
-    step_size: float = Field(0.3, gt=0.0)
+    step_size: float = Field(0.04, gt=0.0)
     """Length of one step."""
     steps: int = Field(3, ge=2)
     """Passes over each batch."""

@@ -26,9 +26,10 @@ class Pgd(Regularizer):
     paper: ClassVar[str] = "Madry et al. 2018, arXiv:1706.06083"
     does: ClassVar[str] = "attack the embedded input"
 
-    epsilon: float = Field(1.0, gt=0.0)
-    """Greatest length of the move of each row, over all of its tokens."""
-    step_size: float = Field(0.3, gt=0.0)
+    epsilon: float = Field(0.05, gt=0.0)
+    """Greatest length of the move of each row, over all of its tokens; half of fgm's, as no loss of the true input
+    counts here."""
+    step_size: float = Field(0.02, gt=0.0)
     """Length of one step."""
     steps: int = Field(3, ge=1)
     """Steps up the loss."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from peftkit.augmentations import augmentations
@@ -139,3 +142,26 @@ def test_tasks_whose_labels_depend_on_the_words_are_refused(make_recipe: MakeRec
 def test_every_augmentation_names_its_paper() -> None:
     assert {"eda", "masked_tokens", "back_translation"} <= set(augmentations.names())
     assert all(augmentations.get(name).paper for name in augmentations.names())
+
+
+def _blocks(language: str) -> list[str]:
+    page = Path(__file__).parents[3] / "docs" / "augmentations.md"
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_the_examples_of_the_page_work(
+    make_recipe: MakeRecipe, loaded: LoadedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (example,) = _blocks("yaml")
+    assert [part.name for part in make_recipe(*yaml.safe_load(example)["augmentations"]).augmentations] == [
+        "eda",
+        "masked_tokens",
+    ]
+    monkeypatch.setattr(augmentations, "_classes", dict(augmentations._classes))
+    (file,) = _blocks("python")
+    (tmp_path / "shout.py").write_text(file, "utf-8")
+    runpy.run_path(str(tmp_path / "shout.py"))
+    recipe = make_recipe("shout")
+    rows = augmented(recipe, loaded, task=recipe.task).splits["train"]
+    assert [row["text"].lower() for row in rows.select(range(3, 6))] == loaded.splits["train"]["text"]
+    assert rows[4]["text"] == "FOUR"
