@@ -28,7 +28,24 @@ def change_embedded_inputs(model: PreTrainedModel, change: Callable[[Tensor], Te
     def hook(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
         return change(output) if module.training else output
 
-    model.get_input_embeddings().register_forward_hook(hook)
+    for reader in _readers(model):
+        reader.register_forward_hook(hook)
+
+
+def _readers(model: PreTrainedModel) -> list[Any]:
+    """The modules that embed tokens: T5's encoder and decoder have one each, which share their table with a third."""
+    first = model.get_input_embeddings()
+    table = _table(first)
+    if table is None:
+        return [first]
+    return [module for module in model.modules() if type(module) is type(first) and _table(module) is table]
+
+
+def _table(module: Any) -> Any:
+    """The embedding's weight, also inside what an adapter has put around it."""
+    from torch import nn
+
+    return next((part.weight for part in module.modules() if isinstance(part, nn.Embedding)), None)
 
 
 class MovedInputs:

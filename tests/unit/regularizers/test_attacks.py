@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -248,6 +250,39 @@ def test_embeddings_stay_bit_exact(model: Any, batch: dict[str, Tensor], name: s
     assert embedding.weight is model.get_input_embeddings().weight
     model.eval()
     assert torch.equal(embedding(batch["input_ids"]), before[batch["input_ids"]])
+
+
+@pytest.mark.parametrize("tokens", [(), (5, 6)], ids=["lora", "lora with trained tokens"])
+@pytest.mark.parametrize(("name", "inputs"), [("bert", 1), ("gpt2", 1), ("llama", 1), ("t5", 2)])
+def test_every_input_of_every_architecture_is_found(
+    checkpoint: Callable[[str], Path], batch: dict[str, Tensor], name: str, inputs: int, tokens: tuple[int, ...]
+) -> None:
+    """T5 embeds tokens with its encoder's and its decoder's module, not with the one that it names."""
+    from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+    from peftkit.methods import TuningContext, methods
+
+    kind: Any = AutoModelForSeq2SeqLM if name == "t5" else AutoModelForSequenceClassification
+    model = kind.from_pretrained(checkpoint(name))
+    model.config.pad_token_id = 0
+    task_type = "SEQ_2_SEQ_LM" if name == "t5" else "SEQ_CLS"
+    tuned: Any = methods.build("lora").apply(model, TuningContext(task_type, (), 10, new_token_ids=tokens)).train()
+    part: Any = regularizers.build({"name": "fgm", "epsilon": 0.01}).start(tuned)
+    given = {"decoder_input_ids": batch["input_ids"]} if name == "t5" else {}
+
+    def height() -> Tensor:
+        torch.manual_seed(0)  # for dropout
+        squares: Tensor = (tuned(**batch, **given).logits ** 2).sum()
+        return squares
+
+    part.begin(height)
+    before = height()
+    before.backward()
+    assert [seen.shape for seen in part.inputs.seen] == [(3, 7, 32)] * inputs
+    assert all(seen.grad.abs().max() > 0 for seen in part.inputs.seen)
+    after: list[Tensor] = []
+    part.after_backward(lambda: after.append(height()))
+    assert after[0] > before
 
 
 def test_an_attack_that_breaks_off_does_not_reach_the_next_batch(model: Any, batch: dict[str, Tensor]) -> None:
