@@ -54,6 +54,40 @@ def test_all_together_work_with_every_kind_of_method(
 
 
 @pytest.mark.training
+@pytest.mark.parametrize(
+    ("parts", "base", "values"),
+    [
+        (["pgd", "r_drop", "mixup", "ema"], "bert", {"training": {"gradient_checkpointing": True}}),
+        (["freelb", "r_drop", "swa"], "bert", {"training": {"precision": "bf16"}, "dtype": "bfloat16"}),
+        (["smart", "mixup", "ema"], "bert", {"quantization": "nf4"}),
+        (["pgd", "r_drop", "mixout", "ema"], "gpt2", {"task": "causal_lm"}),
+        (["smart", "neftune", "swa"], "t5", {}),
+        (["freelb", "mixup"], "distilbert", {}),
+    ],
+    ids=["checkpointing", "bf16", "nf4", "causal_lm", "t5", "distilbert"],
+)
+def test_runs_of_every_kind_lower_their_loss_and_reload(
+    make_recipe: MakeRecipe,
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    parts: Any,
+    base: str,
+    values: dict[str, Any],
+) -> None:
+    """A run ends only if the saved weights give the logits of the trained ones."""
+    values = dict(values)
+    if "quantization" in values:
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'peftkit[quantization]'")
+    recipe = make_recipe(*parts, base=checkpoint(base), epochs=3).resolved()
+    training = recipe["training"] | values.pop("training", {})
+    model = recipe["model"] | {"dtype": values.pop("dtype", "auto")}
+    changed = recipe | values | {"training": training, "model": model, "metrics": [], "loss": None}
+    result = run(Recipe.from_values(changed, origin="test"), tmp_path / "run", options=QUIET)
+    losses = [point.values["loss"] for point in result.history if "loss" in point.values]
+    assert sum(losses[-6:]) < 0.98 * sum(losses[:6])
+
+
+@pytest.mark.training
 @pytest.mark.parametrize("attack", ["fgm", "pgd", "freelb", "smart"])
 def test_penalties_are_added_once_where_a_batch_is_passed_again(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: str
