@@ -20,9 +20,9 @@ from peftkit.losses import Loss, losses
 from peftkit.methods import TuningMethod, methods
 from peftkit.metrics import Metric, metrics
 from peftkit.quantization import Quantizer, quantizers
-from peftkit.recipe_fit import augmentations_problem, regularizers_problem
+from peftkit.recipe_fit import misfits
 from peftkit.recipe_problems import describe_problems
-from peftkit.registry import From, Registry, closest, plain_values
+from peftkit.registry import From, Registry, plain_values
 from peftkit.regularizers import Regularizer, regularizers
 from peftkit.rewards import rewards
 from peftkit.tasks import Task, tasks
@@ -245,72 +245,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
-        if self.quantization is not None and self.method.trains_base_weights:
-            raise problem_at(
-                ("quantization",),
-                f"method {self.method.name!r} trains the base weights, which {self.quantization.name} stores as "
-                "integers; remove quantization, or choose a method that adds weights, such as lora",
-                value=self.quantization.name,
-            )
-        self._check_base()
-        if self.method.runs_to_the_end and self.training.early_stopping_patience is not None:
-            raise problem_at(
-                ("training", "early_stopping_patience"),
-                f"method {self.method.name!r} reaches its final form with the last step only; remove it",
-                value=self.training.early_stopping_patience,
-            )
-        if self.loss is not None:
-            self._check_targets(self.loss, at=("loss",))
-        for part in self.regularizers:
-            self._check_targets(part, at=("regularizers",))
-        training = self.training
-        if unfit := self.task.training_problem(
-            batch_size=training.batch_size, accumulation_steps=training.accumulation_steps, batching=training.batching
-        ):
-            key, message = unfit
-            raise problem_at(("training", key), message, value=getattr(training, key))
-        if problem := augmentations_problem(self.augmentations, task=self.task):
-            raise problem_at(("augmentations",), problem, value=[part.name for part in self.augmentations])
-        checkpointing = self.training.gradient_checkpointing
-        if problem := regularizers_problem(
-            self.regularizers, task=self.task, method=self.method, gradient_checkpointing=checkpointing
-        ):
-            raise problem_at(("regularizers",), problem, value=[part.name for part in self.regularizers])
-        best = self.training.best_metric
-        scored = self.metrics or [metrics.build(name) for name in self.task.default_metrics]
-        known = [metric.score_name for metric in scored]
-        if twice := next((name for name in known if known.count(name) > 1), None):
-            raise problem_at(("metrics",), f"two metrics give the score {twice!r}; keep one of them", value=known)
-        if best is not None and best not in known:
-            close = closest(best, known)
-            hint = f"; did you mean {close!r}?" if close else ""
-            listed = f"{best!r} is not among the metrics ({', '.join(known)}){hint}"
-            raise problem_at(("training", "best_metric"), listed, value=best)
+        for misfit in misfits(self):
+            raise problem_at(misfit.at, misfit.problem, value=misfit.value)
         return self
-
-    def _check_base(self) -> None:
-        if self.model.architecture is not None and not self.method.trains_base_weights:
-            raise problem_at(
-                ("method",),
-                f"method {self.method.name!r} adds to weights that stay as they are, and those of model.architecture "
-                "are random; use  method: full",
-                value=self.method.name,
-            )
-        if self.quantization is not None and self.model.adapters:
-            raise problem_at(
-                ("model", "adapters"),
-                f"{self.quantization.name} would round the adapters that are folded into the base; remove quantization",
-                value=list(self.model.adapters),
-            )
-
-    def _check_targets(self, part: Loss | Regularizer, *, at: tuple[str, ...]) -> None:
-        if self.task.targets not in part.targets:
-            raise problem_at(
-                at,
-                f"{part.name!r} works with {' or '.join(sorted(part.targets))}, and the labels of task "
-                f"{self.task.name!r} are {self.task.targets}; remove it, or choose another",
-                value=part.name,
-            )
 
     @classmethod
     def from_yaml(cls, path: str | Path, *, settings: Sequence[str] = ()) -> Recipe:

@@ -2,51 +2,138 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from itertools import combinations
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peftkit.augmentations import Augmentation
-from peftkit.methods import TuningMethod
+from peftkit.losses import Loss
+from peftkit.metrics import metrics
+from peftkit.registry import closest
 from peftkit.regularizers import Regularizer
-from peftkit.tasks import Task
+
+if TYPE_CHECKING:
+    from peftkit.recipe import Recipe
 
 
-def regularizers_problem(
-    parts: Sequence[Regularizer], *, task: Task, method: TuningMethod, gradient_checkpointing: bool
-) -> str | None:
-    """The first thing that forbids a regularizer, with what to do; None if they all fit."""
-    for one, other in combinations(parts, 2):
+class Misfit(NamedTuple):
+    """A part of a recipe that another forbids."""
+
+    at: tuple[str, ...]
+    problem: str
+    """What is wrong, and what to do."""
+    value: Any
+
+
+def misfits(recipe: Recipe) -> Iterator[Misfit]:
+    """All of them, those of the base first."""
+    yield from _of_base(recipe)
+    yield from _of_training(recipe)
+    if recipe.loss is not None:
+        yield from _of_targets(recipe, recipe.loss, at="loss")
+    yield from _of_augmentations(recipe)
+    for part in recipe.regularizers:
+        yield from _of_targets(recipe, part, at="regularizers")
+    for problem in _regularizer_problems(recipe):
+        yield Misfit(("regularizers",), problem, [part.name for part in recipe.regularizers])
+    yield from _of_metrics(recipe)
+
+
+def _of_base(recipe: Recipe) -> Iterator[Misfit]:
+    method, quantization, model = recipe.method, recipe.quantization, recipe.model
+    if quantization is not None and method.trains_base_weights:
+        yield Misfit(
+            ("quantization",),
+            f"method {method.name!r} trains the base weights, which {quantization.name} stores as integers; remove "
+            "quantization, or choose a method that adds weights, such as lora",
+            quantization.name,
+        )
+    if model.architecture is not None and not method.trains_base_weights:
+        yield Misfit(
+            ("method",),
+            f"method {method.name!r} adds to weights that stay as they are, and those of model.architecture are "
+            "random; use  method: full",
+            method.name,
+        )
+    if quantization is not None and model.adapters:
+        yield Misfit(
+            ("model", "adapters"),
+            f"{quantization.name} would round the adapters that are folded into the base; remove quantization",
+            list(model.adapters),
+        )
+
+
+def _of_training(recipe: Recipe) -> Iterator[Misfit]:
+    training = recipe.training
+    if recipe.method.runs_to_the_end and training.early_stopping_patience is not None:
+        yield Misfit(
+            ("training", "early_stopping_patience"),
+            f"method {recipe.method.name!r} reaches its final form with the last step only; remove it",
+            training.early_stopping_patience,
+        )
+    if unfit := recipe.task.training_problem(
+        batch_size=training.batch_size, accumulation_steps=training.accumulation_steps, batching=training.batching
+    ):
+        key, problem = unfit
+        yield Misfit(("training", key), problem, getattr(training, key))
+
+
+def _of_targets(recipe: Recipe, part: Loss | Regularizer, *, at: str) -> Iterator[Misfit]:
+    if recipe.task.targets not in part.targets:
+        yield Misfit(
+            (at,),
+            f"{part.name!r} works with {' or '.join(sorted(part.targets))}, and the labels of task "
+            f"{recipe.task.name!r} are {recipe.task.targets}; remove it, or choose another",
+            part.name,
+        )
+
+
+def _of_augmentations(recipe: Recipe) -> Iterator[Misfit]:
+    if recipe.augmentations and not recipe.task.rewritable_columns:
+        names = [part.name for part in recipe.augmentations]
+        yield Misfit(
+            ("augmentations",),
+            f"{names[0]!r} puts texts in other words, and the answers of task {recipe.task.name!r} depend on the words "
+            "as they stand; remove it",
+            names,
+        )
+
+
+def _regularizer_problems(recipe: Recipe) -> Iterator[str]:
+    method, task = recipe.method, recipe.task
+    for one, other in combinations(recipe.regularizers, 2):
         if one.does and one.does == other.does:
-            return f"{one.name!r} and {other.name!r} both {one.does}; keep one of them"
-    for part in parts:
+            yield f"{one.name!r} and {other.name!r} both {one.does}; keep one of them"
+    for part in recipe.regularizers:
         if part.averages_weights and method.runs_to_the_end:
-            return (
+            yield (
                 f"{part.name!r} averages weights over steps, and method {method.name!r} drops some of them on its way, "
                 "which an average would bring back; remove it, or choose another method, such as lora"
             )
         if part.needs_start_at_base and not method.starts_at_base:
-            return (
+            yield (
                 f"{part.name!r} mixes weights with their start, which for method {method.name!r} is at random and not "
                 "the base; remove it, or choose another method, such as full or lora"
             )
-        if gradient_checkpointing and not part.allows_gradient_checkpointing:
-            return (
+        if recipe.training.gradient_checkpointing and not part.allows_gradient_checkpointing:
+            yield (
                 f"{part.name!r} does not allow training.gradient_checkpointing: the recomputed pass would have other "
                 "weights; turn it off, or remove it"
             )
         if part.mixes_rows and not task.one_label_per_text:
-            return (
+            yield (
                 f"{part.name!r} mixes rows with their labels, and those of task {task.name!r} do not belong to whole "
                 "texts; remove it, or take it to sequence_classification"
             )
-    return None
 
 
-def augmentations_problem(parts: Sequence[Augmentation], *, task: Task) -> str | None:
-    """Why no augmentation fits the task, with what to do; None if they do, or there are none."""
-    if not parts or task.rewritable_columns:
-        return None
-    return (
-        f"{parts[0].name!r} puts texts in other words, and the answers of task {task.name!r} depend on the words as "
-        "they stand; remove it"
-    )
+def _of_metrics(recipe: Recipe) -> Iterator[Misfit]:
+    scored = recipe.metrics or [metrics.build(name) for name in recipe.task.default_metrics]
+    known = [metric.score_name for metric in scored]
+    best = recipe.training.best_metric
+    if twice := next((name for name in known if known.count(name) > 1), None):
+        yield Misfit(("metrics",), f"two metrics give the score {twice!r}; keep one of them", known)
+    if best is not None and best not in known:
+        close = closest(best, known)
+        hint = f"; did you mean {close!r}?" if close else ""
+        problem = f"{best!r} is not among the metrics ({', '.join(known)}){hint}"
+        yield Misfit(("training", "best_metric"), problem, best)

@@ -18,8 +18,11 @@ _SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
 
 @tasks.register("dpo")
 class DirectPreference(PairTask):
-    """Raise the likelihood of the better of two answers over the worse, measured against the base model (Rafailov et
-    al. 2023, arXiv:2305.18290). Rows have `prompt`, `chosen` and `rejected`, as texts or as turns of a conversation."""
+    """Raise the likelihood of the better of two answers over the worse, measured against the base model.
+
+    Rafailov et al. 2023, arXiv:2305.18290. Rows have `prompt`, `chosen` and `rejected`, as texts or as turns of a
+    conversation.
+    """
 
     loss_type: (
         Literal["sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"]

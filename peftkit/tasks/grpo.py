@@ -29,8 +29,10 @@ NamedReward = Annotated[Reward, From(rewards)]
 
 @tasks.register("grpo")
 class GroupRelative(PreferenceTask):
-    """Answer every prompt several times, and raise the likelihood of the answers that earn more than their group (Shao
-    et al. 2024, arXiv:2402.03300). Rows have `prompt`, as text or turns, and for some rewards `answer`."""
+    """Answer every prompt several times, and make those answers likelier that earn more than their group.
+
+    Shao et al. 2024, arXiv:2402.03300. Rows have `prompt`, as text or turns, and for some rewards `answer`.
+    """
 
     text_columns: ClassVar[tuple[str, ...]] = (PROMPT,)
     context_columns: ClassVar[tuple[str, ...]] = (SYSTEM, ANSWER)

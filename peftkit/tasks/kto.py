@@ -25,8 +25,11 @@ _OTHER = "other_"
 
 @tasks.register("kto")
 class KahnemanTversky(PreferenceTask):
-    """Raise the likelihood of good answers and lower that of bad ones, measured against the base model (Ethayarajh et
-    al. 2024, arXiv:2402.01306). Rows have `prompt`, `completion` and `label`: true where the answer is good."""
+    """Raise the likelihood of good answers and lower that of bad ones, measured against the base model.
+
+    Ethayarajh et al. 2024, arXiv:2402.01306. Rows have `prompt`, `completion` and `label`: true where the answer is
+    good.
+    """
 
     text_columns: ClassVar[tuple[str, ...]] = ("prompt", "completion")
     label_column: ClassVar[str | None] = "label"

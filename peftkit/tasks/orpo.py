@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 @tasks.register("orpo")
 class OddsRatio(PairTask):
-    """Learn the better of two answers, and raise its odds over those of the worse, without a base to compare with (Hong
-    et al. 2024, arXiv:2403.07691). Rows have `prompt`, `chosen` and `rejected`, as texts or as turns."""
+    """Learn the better of two answers, and raise its odds over those of the worse, with no base to compare with.
+
+    Hong et al. 2024, arXiv:2403.07691. Rows have `prompt`, `chosen` and `rejected`, as texts or as turns.
+    """
 
     beta: float = Field(0.1, gt=0)
     """Weight of the odds ratio beside the likelihood of the better answer; the paper's lambda."""

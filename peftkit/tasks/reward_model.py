@@ -24,8 +24,11 @@ COMPLETION = "completion"
 
 @tasks.register("reward_model")
 class RewardModel(PairRows):
-    """A number that is higher for better answers, by the model of Bradley and Terry (Ouyang et al. 2022,
-    arXiv:2203.02155, section 3.5). Rows have `prompt`, `chosen` and `rejected`, as texts or as turns."""
+    """A number that is higher for better answers, by the model of Bradley and Terry.
+
+    Ouyang et al. 2022, arXiv:2203.02155, section 3.5. Rows have `prompt`, `chosen` and `rejected`, as texts or as
+    turns.
+    """
 
     center: float | None = Field(None, gt=0)
     """Weight of a penalty that draws the rewards of a pair to a sum of 0; none: their level is left to chance."""
