@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from peftkit.tasks import Head
 
 
+def drop_unused(model: PreTrainedModel, head: Head) -> None:
+    """Take out of `model` what the task does not use, so that nothing trains or is saved that has no effect."""
+    for name in head.unused:
+        if getattr(model, name, None) is not None:
+            setattr(model, name, None)
+
+
 def new_modules(model: PreTrainedModel, head: Head, missing: set[str]) -> tuple[str, ...]:
     """Names of the modules that are new to the base.
 

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from peftkit.artifacts import Artifact, locate_model, locate_tokenizer
 from peftkit.errors import ArtifactError, CapabilityError, PeftkitError, RunError
-from peftkit.heads import new_modules, unstored
+from peftkit.heads import drop_unused, new_modules, unstored
 from peftkit.layers.extended import model_class
 from peftkit.layers.virtual_tokens import fit_outputs
 from peftkit.quantization.messages import hide_no_news
@@ -128,6 +128,7 @@ def skeleton(spec: ModelSpec, head: Head) -> LoadedModel:
         except ValueError as problem:
             raise _lacks_head(spec.title, head, problem) from problem
         missing = set() if head.is_new else unstored(model, config)
+    drop_unused(model, head)
     return LoadedModel(model, tokenizer, artifact, new_modules(model, head, missing))
 
 
@@ -280,6 +281,7 @@ class _Source:
         except OSError as problem:
             raise ArtifactError(f"cannot load '{locator}': {problem}") from problem
         mismatched = {key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]}
+        drop_unused(model, self.head)
         return model, set(report["missing_keys"]), mismatched
 
     def bare(self) -> tuple[PreTrainedModel, tuple[str, ...]]:

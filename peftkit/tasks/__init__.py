@@ -38,6 +38,7 @@ class Head:
         peft_task_type: peft's `TaskType` name, or None.
         is_new: whether the head is no part of the base model, so that it starts random, trains and is saved; where it
             is a part, as in language models, only what the checkpoint lacks is new.
+        unused: modules of the architecture that the task does not use; they are dropped.
         modules: further modules that the architecture lacks, by attribute name; see `layers.extended.Modules`.
         generates: whether text is generated with it, which has to end at the tokenizer's end token.
     """
@@ -47,6 +48,7 @@ class Head:
     peft_task_type: str | None = None
     is_new: bool = True
     generates: bool = False
+    unused: tuple[str, ...] = ()
     modules: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
 
 
@@ -169,7 +171,7 @@ class Task(Component):
         return False
 
     def training_problem(self, *, batch_size: int, accumulation_steps: int, batching: str) -> tuple[str, str] | None:
-        """Key of `training` that does not fit this task, and why; None where all do."""
+        """Key of `training` that does not fit this task, and why, or None. Asked again when it is resolved."""
         return None
 
     @property

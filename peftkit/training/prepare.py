@@ -162,16 +162,28 @@ def check_metrics(recipe: Recipe, data: PreparedData) -> None:
                 metric.check(references)
 
 
+def _check_training(recipe: Recipe, task: Task) -> None:
+    """Whether the task, now that it knows its data, can train as the recipe says."""
+    training = recipe.training
+    unfit = task.training_problem(
+        batch_size=training.batch_size, accumulation_steps=training.accumulation_steps, batching=training.batching
+    )
+    if unfit is not None:
+        key, problem = unfit
+        raise RecipeError(f"training.{key} is {getattr(training, key)}: {problem}")
+
+
 def completed(recipe: Recipe, data: PreparedData) -> Recipe:
     """The recipe with everything written out that was left to task, method and data.
 
     Raises:
-        RecipeError: the loss does not fit the labels.
+        RecipeError: the loss does not fit the labels, or the task cannot work in micro-batches.
     """
     from peftkit.losses import losses
     from peftkit.metrics import metrics
 
     task = data.task
+    _check_training(recipe, task)
     loss = recipe.loss or losses.build(task.default_loss)
     scores = recipe.metrics or tuple(metrics.build(name) for name in task.default_metrics)
     training = recipe.training.model_copy(

@@ -15,9 +15,10 @@ MEASURED = ("perplexity", "token_accuracy", "reward_accuracy", "reward_margin", 
 OFFLINE = [name for name in metrics.names() if name not in ("hub", *MEASURED, *TAGS)]
 CLASSES = ([0, 1, 1, 0, 1], [0, 1, 0, 0, 1])
 TEXTS = (["a red door", "two cats", "rain"], ["the red door", "two cats", "snow"])
-WORDS = ([["B-a", "O"], ["O"]], [["B-a", "I-a"], ["O"]])
+RANKS = ([1, 2, 4, 11], [1, 1, 1, 1])
 VALUES = ([0.25, 0.75, 0.5], [0.125, 1.0, 0.25])
 REAL = ("pearson", "spearman", "mse", "rmse")
+RETRIEVAL = ("recall_at_k", "mean_reciprocal_rank", "ndcg_at_k")
 
 
 def test_all_offline_metrics_are_registered() -> None:
@@ -27,7 +28,7 @@ def test_all_offline_metrics_are_registered() -> None:
 @pytest.mark.parametrize("name", OFFLINE)
 def test_module_computes_the_metric(name: str) -> None:
     metric = metrics.build(name)
-    rows = {**dict.fromkeys(REAL, VALUES), **dict.fromkeys(TEXT, TEXTS), **dict.fromkeys(TAGS, WORDS)}
+    rows = {**dict.fromkeys(REAL, VALUES), **dict.fromkeys(TEXT, TEXTS), **dict.fromkeys(RETRIEVAL, RANKS)}
     predicted, actual = rows.get(name, CLASSES)
     module = metric.module()
     assert isinstance(module, evaluate.Metric)
