@@ -119,10 +119,10 @@ def _regularizer_problems(recipe: Recipe) -> Iterator[str]:
                 f"{part.name!r} does not allow training.gradient_checkpointing: the recomputed pass would have other "
                 "weights; turn it off, or remove it"
             )
-        if part.mixes_rows and not task.one_label_per_text:
+        if part.needs_label_per_text and not task.one_label_per_text:
             yield (
-                f"{part.name!r} mixes rows with their labels, and those of task {task.name!r} do not belong to whole "
-                "texts; remove it, or take it to sequence_classification"
+                f"{part.name!r} needs one label per text, and those of task {task.name!r} do not belong to whole texts"
+                "; remove it, or take it to sequence_classification"
             )
 
 

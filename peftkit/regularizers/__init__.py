@@ -103,8 +103,8 @@ class Regularizer(Component):
     """Whether it evaluates and saves averages; the method must not drop weights on its way."""
     needs_start_at_base: ClassVar[bool] = False
     """Whether the weights that train have to start where they leave the base as it is."""
-    mixes_rows: ClassVar[bool] = False
-    """Whether it mixes rows with their labels, so that every text has to have one label."""
+    needs_label_per_text: ClassVar[bool] = False
+    """Whether it mixes or compares rows by their labels, so that every text has to have one."""
     allows_gradient_checkpointing: ClassVar[bool] = True
 
     def problem(self, model: PreTrainedModel) -> str | None:

@@ -27,7 +27,7 @@ class Mixup(Regularizer):
     paper: ClassVar[str] = "Guo, Mao & Zhang 2019, arXiv:1905.08941; Chen, Yang & Yang 2020, arXiv:2004.12239"
     targets: ClassVar[frozenset[Targets]] = frozenset({"classes"})
     does: ClassVar[str] = "mix rows"
-    mixes_rows: ClassVar[bool] = True
+    needs_label_per_text: ClassVar[bool] = True
 
     alpha: float = Field(0.4, gt=0.0)
     """Small: one row outweighs the other by far; large: equal halves."""

@@ -215,8 +215,8 @@ def test_what_does_not_go_together_is_refused(
         ("r_drop", {"problem_type": "regression"}, "'r_drop' works with classes, and the labels of task .* numbers"),
         ("smart", {"problem_type": "multi_label"}, "'smart' works with classes or numbers, and the labels .* flags"),
         ("mixup", {"problem_type": "regression"}, "'mixup' works with classes, and the labels of task .* numbers"),
-        ("mixup", {"name": "token_classification"}, "'mixup' mixes rows with their labels, and those of task 'token_c"),
-        ("mixup", {"name": "causal_lm"}, "'mixup' mixes rows with their labels, and those of task 'causal_lm' do not"),
+        ("mixup", {"name": "token_classification"}, "'mixup' needs one label per text, and those of task 'token_c"),
+        ("mixup", {"name": "causal_lm"}, "'mixup' needs one label per text, and those of task 'causal_lm' do not"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(
