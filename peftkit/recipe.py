@@ -168,6 +168,9 @@ class TrainingOptions(Section):
     """Gradients are scaled down to this global norm; 0 turns clipping off."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the forward and backward pass. auto: bf16 or fp16 on a GPU that has it, else fp32."""
+    padding_free: bool = True
+    """Compute real tokens only and nothing for padding: faster, smaller, equal up to rounding. Where a model or method
+    does not allow it, the report says so."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     score_before: bool = False

@@ -48,6 +48,7 @@ class Clock(TrainerCallback):
         self.tokens = 0
         self.losses: list[float] = []
         self.began = 0.0
+        self.worked = 0.0
         self.step = 0
         self.batch_tokens: list[int] = []
 
@@ -70,6 +71,7 @@ class Clock(TrainerCallback):
         self.step += 1
         if self.step == self.warmup:
             self.began = time.perf_counter()
+            self.worked = time.process_time()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Keep the loss of the step."""
@@ -78,11 +80,17 @@ class Clock(TrainerCallback):
 
     def result(self, steps: int) -> dict[str, Any]:
         """What is printed."""
-        seconds = time.perf_counter() - self.began
+        seconds, worked = time.perf_counter() - self.began, time.process_time() - self.worked
         status = Path("/proc/self/status").read_text()
         peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
         tokens = sum(self.batch_tokens[self.warmup : self.warmup + steps])
-        return {"seconds": seconds, "tokens": tokens, "peak_mb": peak / 1024, "losses": self.losses}
+        return {
+            "seconds": seconds,
+            "cpu_seconds": worked,
+            "tokens": tokens,
+            "peak_mb": peak / 1024,
+            "losses": self.losses,
+        }
 
 
 def still_base(work: Work, folder: Path) -> Path:
@@ -118,6 +126,7 @@ def recipe_of(work: Work, folder: Path, data: Path) -> Recipe:
                 "logging_steps": 1,
                 "warmup_steps": 0,
                 "scheduler": "constant",
+                "padding_free": True,
             },
         },
         origin="benchmark",

@@ -20,7 +20,8 @@ def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
 
 
 def _is_stack(blocks: nn.ModuleList) -> bool:
-    classes = {type(block) for block in blocks}
+    # peft wraps a block that trains as a whole.
+    classes = {type(getattr(block, "original_module", block)) for block in blocks}
     return len(classes) == 1 and all(_linear_layers(block) >= 2 for block in blocks)
 
 

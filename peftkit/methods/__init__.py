@@ -36,6 +36,8 @@ class TuningMethod(Component):
     allows_gradient_checkpointing: ClassVar[bool] = True
     runs_to_the_end: ClassVar[bool] = False
     """Whether only the weights of the last step are a result, whatever earlier evaluations said."""
+    per_token: ClassVar[bool] = True
+    """Whether what it adds is computed of each token by itself, so that padding need not be there."""
     starts_at_base: ClassVar[bool] = True
     """Whether the weights that train start where they leave the base as it is."""
     task_types: ClassVar[frozenset[str] | None] = None

@@ -58,6 +58,8 @@ class Peft(TuningMethod):
     target_modules: Targets | None = None
     """Layers that get an adapter, as for lora; none: all-linear where the method is put on linear layers."""
 
+    per_token: ClassVar[bool] = False  # of some types it is not known, and some mix tokens
+
     @model_validator(mode="after")
     def _known_to_peft(self) -> Peft:
         config_class = self._config_class()

@@ -73,6 +73,11 @@ class Stack(TuningMethod):
         return any(part.runs_to_the_end for part in self.methods)
 
     @property
+    def per_token(self) -> bool:  # type: ignore[override] # a fact of the class elsewhere
+        """Whether all parts are."""
+        return all(part.per_token for part in self.methods)
+
+    @property
     def starts_at_base(self) -> bool:  # type: ignore[override] # a fact of the class elsewhere
         """Whether all parts do."""
         return all(part.starts_at_base for part in self.methods)

@@ -106,6 +106,8 @@ class Regularizer(Component):
     needs_label_per_text: ClassVar[bool] = False
     """Whether it mixes or compares rows by their labels, so that every text has to have one."""
     allows_gradient_checkpointing: ClassVar[bool] = True
+    needs_padded_batches: ClassVar[bool] = False
+    """Whether it reads hidden states row by row, which are packed otherwise."""
 
     def problem(self, model: PreTrainedModel) -> str | None:
         """Why it cannot work on `model`, in one sentence with what to do instead; None if it can.

@@ -189,6 +189,7 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     recipe.method.finish(trainer.model)
     splits = score_splits(trainer, setup.data, before=before)
     check_best_score(trainer, splits)
+    trainer.execution.remove()
     weights = save_weights(trainer.model, tokenizer, run_dir, spec=recipe.model)
     check_reload(trainer, storage=storage, run_dir=run_dir)
     result = build_result(trainer, Outcome(setup.data, described, splits, weights), timing=timing)

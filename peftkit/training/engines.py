@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
+from peftkit.training.execution import Execution
 from peftkit.training.regularization import Regularization
 from peftkit.training.setup import VALIDATION, Setup, best_metric, engine_arguments
 from peftkit.training.streaming import training_features
@@ -32,6 +33,7 @@ def build_trainer(setup: Setup, checkpoints: Path, *, callbacks: Sequence[Traine
     trainer.reads_answers = not recipe.task.generates or best_metric(recipe).needs_answers
     trainer.regularization = Regularization(setup.model, [part.start(setup.model) for part in recipe.regularizers])
     trainer.add_callback(trainer.regularization)
+    trainer.execution = Execution(setup)
     return trainer
 
 

@@ -17,6 +17,7 @@ from peftkit.regularizers import Pass
 from peftkit.tasks import ROW, Collator, Scored
 from peftkit.training.batching import FreshDraws, LengthGroupedSampler
 from peftkit.training.checkpoints import restore_tuned, save_tuned
+from peftkit.training.execution import Execution
 from peftkit.training.regularization import Regularization
 from peftkit.training.setup import VALIDATION, Setup
 
@@ -32,6 +33,7 @@ class HookedTrainer(Trainer):
     reads_answers = False
     """Whether answers are generated in evaluations that only watch the training."""
     regularization: Regularization
+    execution: Execution
     repeating = False
     """Whether the pass that is under way is one more over a batch, so that penalties are counted already."""
     batch_rows: tuple[int, ...] = ()

@@ -1,0 +1,180 @@
+"""A batch without its padding: which tokens are real, and attention among those of each row.
+
+Rows are packed from the shortest to the longest, so that rows of equal length lie side by side and share one call of
+the attention kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION = "peftkit_packed"
+"""Name under which transformers knows `packed_attention`; it is its SDPA attention where nothing is packed."""
+
+
+class Group(NamedTuple):
+    """Rows of one length.
+
+    Args:
+        first: place of their first token among the packed ones.
+        rows: how many.
+        length: tokens of each.
+    """
+
+    first: int
+    rows: int
+    length: int
+
+
+class Seen(NamedTuple):
+    """What the tokens of a group may look at: all, or those before them, or what a mask says."""
+
+    mask: Tensor | None
+    causal: bool
+
+
+class Packing:
+    """Where the real tokens of a padded batch are.
+
+    Args:
+        real: (rows, length) true at real tokens, which need not be contiguous.
+    """
+
+    def __init__(self, real: Tensor) -> None:
+        self.rows, self.length = real.shape
+        counts = real.sum(1)
+        order = counts.argsort(stable=True)
+        row, place = real[order].nonzero(as_tuple=True)
+        self.places = order[row] * self.length + place
+        """(tokens,) places of the packed tokens in the flattened batch."""
+        self.columns = place
+        """(tokens,) places in their rows."""
+        self.groups: list[Group] = []
+        lengths, sizes = torch.unique_consecutive(counts[order], return_counts=True)
+        first = 0
+        for length, size in zip(lengths.tolist(), sizes.tolist(), strict=True):
+            if length:
+                self.groups.append(Group(first, size, length))
+                first += size * length
+        self.tokens = first
+        self._known: dict[int, tuple[Tensor, Any]] = {}
+
+    def packed(self, value: Any) -> Any:
+        """A tensor (rows or 1, length, ...) as (1, tokens, ...); tuples of them alike; all else as it is."""
+        if isinstance(value, tuple):
+            return tuple(self.packed(part) for part in value)
+        if not isinstance(value, Tensor) or value.ndim not in (2, 3) or value.shape[1] != self.length:
+            return value
+        if value.shape[0] == self.rows:
+            return self._once(value, lambda: value.flatten(0, 1).index_select(0, self.places)[None])
+        if value.shape[0] == 1:
+            return self._once(value, lambda: value.index_select(1, self.columns))
+        return value
+
+    def padded(self, packed: Tensor) -> Tensor:
+        """(1, tokens, ...) as (rows, length, ...), zero at padding."""
+        flat = packed.new_zeros(self.rows * self.length, *packed.shape[2:])
+        return flat.index_copy(0, self.places, packed.squeeze(0)).view(self.rows, self.length, *packed.shape[2:])
+
+    def grouped(self, packed: Tensor) -> list[Tensor]:
+        """(1, heads, tokens, features) by group: (rows, heads, length, features), views of it."""
+        # Split in one piece: its gradient is one concatenation, that of slices a full tensor each.
+        parts = torch.split(packed.squeeze(0), [group.rows * group.length for group in self.groups], dim=1)
+        return [
+            part.reshape(part.shape[0], group.rows, group.length, part.shape[2]).transpose(0, 1)
+            for part, group in zip(parts, self.groups, strict=True)
+        ]
+
+    def seen(self, mask: Tensor | None, *, causal: bool) -> list[Seen]:
+        """What each group may look at, of a mask (rows or 1, heads or 1, length, length) for the padded batch.
+
+        Args:
+            mask: true where a token may look, or what is added to its scores.
+            causal: what holds without a mask.
+        """
+        if mask is None:
+            return [Seen(None, causal and group.length > 1) for group in self.groups]
+        found: list[Seen] = self._once(mask, lambda: [self._seen(mask, group) for group in self.groups])
+        return found
+
+    def _seen(self, mask: Tensor, group: Group) -> Seen:
+        places = self.places[group.first : group.first + group.rows * group.length].view(group.rows, group.length)
+        columns = places % self.length
+        rows = places[:, 0] // self.length if mask.shape[0] > 1 else torch.zeros_like(places[:, 0])
+        part = mask[rows[:, None, None], :, columns[:, :, None], columns[:, None, :]].movedim(-1, 1)
+        everything = part if part.dtype == torch.bool else part == 0
+        if everything.all():
+            return Seen(None, causal=False)
+        before = torch.ones(group.length, group.length, dtype=torch.bool, device=part.device).tril()
+        if part.dtype == torch.bool and (part == before).all():
+            return Seen(None, causal=True)
+        return Seen(part, causal=False)
+
+    def _once(self, value: Tensor, make: Any) -> Any:
+        """`make()`, once for each tensor that blocks are given again and again."""
+        if id(value) not in self._known:
+            self._known[id(value)] = (value, make())  # kept, so that no other tensor gets its id
+        return self._known[id(value)][1]
+
+
+current: ContextVar[Packing | None] = ContextVar("packing", default=None)
+"""The batch whose blocks are being computed without padding."""
+
+
+def packed_attention(  # noqa: PLR0913 # the signature is that of transformers
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers asks for it; each row of a packed batch among its own tokens.
+
+    Args:
+        query, key, value: (1, heads, tokens, features); key and value may have fewer heads.
+        attention_mask: for the padded batch; see `Packing.seen`.
+
+    Returns:
+        (1, tokens, heads, features).
+    """
+    packing = current.get()
+    if packing is None:
+        outcome: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
+        )
+        return outcome
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    shares = query.shape[1] // key.shape[1]
+    parts = []
+    by_group = zip(packing.seen(attention_mask, causal=causal), *map(packing.grouped, (query, key, value)), strict=True)
+    for seen, q, k, v in by_group:
+        if shares > 1:
+            k, v = (part.repeat_interleave(shares, dim=1) for part in (k, v))
+        out = scaled_dot_product_attention(
+            q, k, v, attn_mask=seen.mask, dropout_p=dropout, is_causal=seen.causal, scale=scaling
+        )
+        parts.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(parts)[None], None
+
+
+def unsupported(kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call wants of a model what only a padded batch can give: a cache, or what is inside of it."""
+    wanted = ("past_key_values", "use_cache", "output_attentions", "output_hidden_states")
+    return any(kwargs.get(name) not in (None, False) for name in wanted)
+
+
+AttentionInterface.register(ATTENTION, packed_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
