@@ -17,7 +17,20 @@ from peftkit.training.regularization import Regularization
 
 MakeRecipe = Callable[..., Recipe]
 QUIET = RunOptions(show_progress=False)
-NAMES = ("ema", "fgm", "freelb", "l2_sp", "mixout", "mixup", "neftune", "pgd", "r_drop", "smart", "swa")
+NAMES = (
+    "supervised_contrastive",
+    "ema",
+    "fgm",
+    "freelb",
+    "l2_sp",
+    "mixout",
+    "mixup",
+    "neftune",
+    "pgd",
+    "r_drop",
+    "smart",
+    "swa",
+)
 
 
 def test_names_are_known() -> None:
