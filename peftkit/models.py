@@ -18,6 +18,7 @@ from peftkit.artifacts import Artifact, locate_model, locate_tokenizer
 from peftkit.errors import ArtifactError, CapabilityError, PeftkitError, RunError
 from peftkit.heads import drop_unused, new_modules, unstored
 from peftkit.layers.extended import model_class
+from peftkit.layers.kept import keep_blocks
 from peftkit.layers.virtual_tokens import fit_outputs
 from peftkit.quantization.messages import hide_no_news
 from peftkit.stacking import fold_adapter
@@ -103,6 +104,7 @@ def load_model(spec: ModelSpec, head: Head, *, storage: Storage, trust_remote_co
     source = _Source(artifact, head, trust_remote_code)
     with quiet_libraries():
         model, missing, mismatched = source.load(**_storage_options(source, storage, stored))
+    keep_blocks(model, spec.layers)
     if storage.quantizer is not None or stored is not None:
         settle(model, storage)
     for folder in spec.adapters:
@@ -127,6 +129,7 @@ def skeleton(spec: ModelSpec, head: Head) -> LoadedModel:
             model = model_class(head.auto_class, config, head.modules).from_config(config)
         except ValueError as problem:
             raise _lacks_head(spec.title, head, problem) from problem
+        keep_blocks(model, spec.layers)
         missing = set() if head.is_new else unstored(model, config)
     drop_unused(model, head)
     return LoadedModel(model, tokenizer, artifact, new_modules(model, head, missing))
@@ -336,7 +339,7 @@ def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, run_dir: Path, 
             model.generation_config.save_pretrained(folder)  # so that others stop at the token that was trained
     config = folder / ("adapter_config.json" if is_adapter else "config.json")
     content = json.loads(config.read_text("utf-8"))
-    named = {"base_model_name_or_path": spec.id, "revision": spec.revision}
+    named = {"base_model_name_or_path": spec.title, "revision": spec.revision}
     named = named if is_adapter else {"_name_or_path": spec.title}
     # peft keeps target modules in a set, whose order differs from process to process, and lists head modules twice.
     config.write_text(json.dumps(_sorted_lists(content | named), indent=2, sort_keys=True) + "\n", "utf-8")

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from peftkit.augmentations import Augmentation, augmentations
@@ -96,6 +105,9 @@ class ModelSpec(Section):
     """Longest input in tokens, special tokens included; longer rows are cut."""
     adapters: tuple[str, ...] = ()
     """Adapter folders that are folded into the base, in this order, before anything is trained."""
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """Layers of the base that are kept, counted from 0: [0, 2, 4] makes a model of three; none: all. `adapters` are
+    folded into what is left."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of weights that are not quantized; those that train are float32 in any case. auto: float32."""
     _folder: str | None = PrivateAttr(None)
@@ -113,7 +125,16 @@ class ModelSpec(Section):
                 raise ValueError("architecture needs a type: bert, roberta, gpt2, llama, t5 or another of transformers")
             if self.adapters:
                 raise ValueError("adapters are folded into a base that was trained, not into architecture; remove them")
+            if self.layers is not None:
+                raise ValueError("layers are kept of a base that was trained; set architecture.num_hidden_layers")
         return self
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if layers is not None and (not layers or list(layers) != sorted(set(layers))):
+            raise ValueError(f"{list(layers)} has to name one layer at least, in ascending order, each once")
+        return layers
 
     @property
     def locator(self) -> str:
@@ -124,8 +145,9 @@ class ModelSpec(Section):
 
     @property
     def title(self) -> str:
-        """The base in words."""
-        return self.id or f"{(self.architecture or {})['type']} from scratch"
+        """The base in words; with layers left out no name to load, lest an adapter is put on the whole base."""
+        kept = "" if self.layers is None else f" (layers {', '.join(map(str, self.layers))})"
+        return f"{self.id}{kept}" if self.id else f"{(self.architecture or {})['type']} from scratch"
 
     def at(self, folder: Path) -> ModelSpec:
         """The same model from scratch, its files in `folder`."""
@@ -136,7 +158,7 @@ class ModelSpec(Section):
     def tuned(self, folder: Path) -> ModelSpec:
         """The whole model in `folder` that this one has become."""
         base = {"id": str(folder), "revision": None, "adapters": (), "architecture": None, "tokenizer": None}
-        return self.model_copy(update=base)
+        return self.model_copy(update=base | {"layers": None})
 
 
 class TrainingOptions(Section):
