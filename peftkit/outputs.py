@@ -1,4 +1,4 @@
-"""What a model gives for one collated batch, outside of training."""
+"""What a model gives for one collated batch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from peftkit.labels import IGNORED
 from peftkit.tasks import Task
 
 
@@ -22,6 +23,13 @@ def read_batch(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], *, tas
     with torch.inference_mode(), autocast(model):
         there = _there(model, batch)
         return task.read(model, there, task.forward(model, there))
+
+
+def labelled_logits(output: Any, batch: Mapping[str, Any], *, task: Task) -> torch.Tensor:
+    """Logits (positions, classes) at positions that have a label."""
+    logits, labels = task.aligned(task.logits(output), batch["labels"])
+    chosen: torch.Tensor = logits[labels != IGNORED]
+    return chosen
 
 
 def _there(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

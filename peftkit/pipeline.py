@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from peftkit.distillation import Distillation
 from peftkit.errors import RecipeError
 from peftkit.recipe import (
     ModelSpec,
@@ -22,12 +23,12 @@ from peftkit.recipe import (
     NamedSource,
     NamedTask,
     Recipe,
-    Section,
     TrainingOptions,
     name_of,
     problem_at,
 )
 from peftkit.recipe_problems import describe_problems
+from peftkit.recipe_section import Section
 from peftkit.registry import plain_values
 from peftkit.yaml_source import YamlSource, read_yaml
 
@@ -59,6 +60,8 @@ class Stage(Section):
     """What is minimised; none: the task's own."""
     regularizers: tuple[NamedRegularizer, ...] = ()
     """What keeps training from fitting too closely, in the order it is applied."""
+    distillation: Distillation | None = None
+    """What is learnt from a teacher; none: nothing."""
     metrics: tuple[NamedMetric, ...] = ()
     """How predictions are scored; none: the task's own."""
     training: TrainingOptions = TrainingOptions()

@@ -11,9 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
@@ -24,6 +22,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from peftkit.augmentations import Augmentation, augmentations
 from peftkit.data import DataSource, sources
+from peftkit.distillation import Distillation
 from peftkit.errors import RecipeError
 from peftkit.losses import Loss, losses
 from peftkit.methods import TuningMethod, methods
@@ -31,6 +30,7 @@ from peftkit.metrics import Metric, metrics
 from peftkit.quantization import Quantizer, quantizers
 from peftkit.recipe_fit import misfits
 from peftkit.recipe_problems import describe_problems
+from peftkit.recipe_section import Section
 from peftkit.registry import From, Registry, plain_values
 from peftkit.regularizers import Regularizer, regularizers
 from peftkit.rewards import rewards
@@ -69,12 +69,6 @@ Optimizer = (
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
 ]
-
-
-class Section(BaseModel):
-    """A part of a recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class TokenizerSpec(Section):
@@ -263,6 +257,8 @@ class Recipe(Section):
     """What is minimised; none: the task's own."""
     regularizers: tuple[NamedRegularizer, ...] = ()
     """What keeps training from fitting too closely, in the order it is applied."""
+    distillation: Distillation | None = None
+    """What is learnt from a teacher; none: nothing."""
     metrics: tuple[NamedMetric, ...] = ()
     """How predictions are scored; none: the task's own."""
     training: TrainingOptions = TrainingOptions()

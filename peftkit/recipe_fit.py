@@ -35,6 +35,7 @@ def misfits(recipe: Recipe) -> Iterator[Misfit]:
         yield from _of_targets(recipe, part, at="regularizers")
     for problem in _regularizer_problems(recipe):
         yield Misfit(("regularizers",), problem, [part.name for part in recipe.regularizers])
+    yield from _of_distillation(recipe)
     yield from _of_metrics(recipe)
 
 
@@ -124,6 +125,38 @@ def _regularizer_problems(recipe: Recipe) -> Iterator[str]:
                 f"{part.name!r} needs one label per text, and those of task {task.name!r} do not belong to whole texts"
                 "; remove it, or take it to sequence_classification"
             )
+
+
+def _of_distillation(recipe: Recipe) -> Iterator[Misfit]:
+    options, task = recipe.distillation, recipe.task
+    if options is None:
+        return
+    if options.computes_teacher and (task.engine is not None or task.targets not in ("classes", "flags", "numbers")):
+        yield Misfit(
+            ("distillation",),
+            f"task {task.name!r} compares something else than predictions of classes or numbers, so that no teacher's "
+            "can be learnt; remove it, or choose another task",
+            options.teacher,
+        )
+    if options.temperature is not None and task.targets == "numbers":
+        yield Misfit(
+            ("distillation", "temperature"),
+            f"the labels of task {task.name!r} are numbers, which have no temperature; remove it",
+            options.temperature,
+        )
+    if options.answers == "teacher" and not (task.generates and task.label_column):
+        yield Misfit(
+            ("distillation", "answers"),
+            f"a teacher writes answers to the rows of text_generation, summarization and translation, not of task "
+            f"{task.name!r}; remove it",
+            options.answers,
+        )
+    if options.computes_teacher and (mixing := [part.name for part in recipe.regularizers if part.mixes_rows]):
+        yield Misfit(
+            ("distillation",),
+            f"the teacher does not see the mixtures of rows that {mixing[0]!r} makes; remove one of them",
+            options.teacher,
+        )
 
 
 def _of_metrics(recipe: Recipe) -> Iterator[Misfit]:

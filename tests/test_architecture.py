@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"registry", "yaml_source", "artifacts", "kernels", "layers"}),
     frozenset({"rewards"}),
     frozenset({"data", "tasks", "methods", "quantization", "losses", "metrics", "regularizers", "augmentations"}),
-    frozenset({"recipe", "recipe_fit", "recipe_problems", "pipeline"}),
+    frozenset({"recipe", "recipe_fit", "recipe_problems", "recipe_section", "distillation", "pipeline"}),
     frozenset({"models", "storage", "heads", "stacking", "outputs", "report"}),
     frozenset({"foreign"}),
     frozenset({"training", "predictor", "planning"}),
@@ -32,7 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 """Top-level files and packages by level: a part imports only from the rows above its own."""
 ONE_UNIT = (
     {"errors", "results"},
-    {"recipe", "recipe_fit", "recipe_problems", "pipeline"},
+    {"recipe", "recipe_fit", "recipe_problems", "recipe_section", "distillation", "pipeline"},
     {"models", "storage", "heads", "stacking"},
     {"cli", "__main__"},
 )

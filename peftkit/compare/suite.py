@@ -13,8 +13,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from peftkit.errors import RecipeError
-from peftkit.recipe import Recipe, Section
+from peftkit.recipe import Recipe
 from peftkit.recipe_problems import describe_problems, problem_lines
+from peftkit.recipe_section import Section
 from peftkit.registry import closest
 from peftkit.yaml_source import YamlSource, read_yaml
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -39,7 +40,8 @@ def keep_blocks(model: PreTrainedModel, kept: Sequence[int] | None) -> None:
     owner, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(owner), attribute, nn.ModuleList(blocks[place] for place in kept))
     for place, old in enumerate(kept):
-        for module in blocks[old].modules():
+        inside: list[Any] = list(blocks[old].modules())
+        for module in inside:
             if hasattr(module, "layer_idx"):  # where keys and values are cached
                 module.layer_idx = place
     for key, value in vars(model.config).items():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
@@ -19,18 +20,23 @@ from peftkit.models import load_tokenizer, quiet_libraries, save_weights, storag
 from peftkit.recipe import Recipe
 from peftkit.report import write_report
 from peftkit.results import RUN_FILE, RunResult
+from peftkit.tasks import Task
 from peftkit.training.base_values import with_base_values
 from peftkit.training.callbacks import SealCheckpoints, ShowProgress, StopOnInterrupt
 from peftkit.training.checkpoints import newest_whole
 from peftkit.training.engines import build_trainer
-from peftkit.training.environment import check_environment
+from peftkit.training.environment import Environment, check_environment
 from peftkit.training.prepare import check_metrics, completed, find_problems, load_rows, prepare_data
 from peftkit.training.record import Outcome, Timing, build_result, model_record, score_splits, scores_before
 from peftkit.training.scratch import lay_base
 from peftkit.training.setup import Setup
+from peftkit.training.teacher import check_teacher
 from peftkit.training.trainer import HookedTrainer
 from peftkit.training.tuning import check_method, tuned_model
 from peftkit.training.verify import check_best_score, check_reload
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 __all__ = ["CheckReport", "RunOptions", "check", "resume", "run"]
 
@@ -86,6 +92,10 @@ def run(recipe: Recipe, run_dir: Path | str, *, options: RunOptions = _DEFAULTS)
         PeftkitError: the recipe, its data or this machine do not allow the run.
     """
     run_dir = Path(run_dir)
+    if recipe.distillation is not None and Path(recipe.distillation.teacher).resolve().is_relative_to(
+        run_dir.resolve()
+    ):
+        raise RunError(f"distillation.teacher lies in '{run_dir}', which this run replaces; choose another --run-dir")
     _claim(run_dir, overwrite=options.overwrite)
     return _run(recipe, run_dir, checkpoint=None, options=options)
 
@@ -123,7 +133,7 @@ def check(recipe: Recipe, *, options: RunOptions = _DEFAULTS) -> CheckReport:
     with TemporaryDirectory() as folder:
         recipe = lay_base(recipe, task, loaded.splits["train"], Path(folder) / BASE_DIR)
         tokenizer = _tokenizer(recipe, options)
-        check_method(recipe, task.head(), tokenizer, dtype=environment.weight_dtype, rows=len(loaded.splits["train"]))
+        _check_models(recipe, task, tokenizer, rows=loaded.splits["train"], environment=environment)
         errors, warnings = find_problems(recipe, loaded, task=task, tokenizer=tokenizer)
     return CheckReport(
         source=loaded.source,
@@ -167,7 +177,7 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     loaded, task = load_rows(recipe)
     recipe = lay_base(recipe, task, loaded.splits["train"], run_dir / BASE_DIR)
     tokenizer = _tokenizer(recipe, options)
-    check_method(recipe, task.head(), tokenizer, dtype=environment.weight_dtype, rows=len(loaded.splits["train"]))
+    _check_models(recipe, task, tokenizer, rows=loaded.splits["train"], environment=environment)
     data = prepare_data(recipe, loaded, task=task, tokenizer=tokenizer)
     for line in (*data.loaded.notes, *data.warnings):
         console.print(f"note: {line}")
@@ -198,6 +208,14 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     for served in (CHECKPOINTS_DIR, BASE_DIR):  # the saved weights are verified; what served only to resume can go
         shutil.rmtree(run_dir / served, ignore_errors=True)
     return result
+
+
+def _check_models(
+    recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, *, rows: Dataset, environment: Environment
+) -> None:
+    """Hold method, regularizers and teacher against the model and each other, before weights are read."""
+    check_method(recipe, task.head(), tokenizer, dtype=environment.weight_dtype, rows=len(rows))
+    check_teacher(recipe, task, tokenizer, rows=rows)
 
 
 def _tokenizer(recipe: Recipe, options: RunOptions) -> PreTrainedTokenizerBase:

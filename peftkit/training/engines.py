@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
+from peftkit.training.distillation import Distilling
 from peftkit.training.execution import Execution
 from peftkit.training.regularization import Regularization
 from peftkit.training.setup import VALIDATION, Setup, best_metric, engine_arguments
@@ -34,6 +35,9 @@ def build_trainer(setup: Setup, checkpoints: Path, *, callbacks: Sequence[Traine
     trainer.regularization = Regularization(setup.model, [part.start(setup.model) for part in recipe.regularizers])
     trainer.add_callback(trainer.regularization)
     trainer.execution = Execution(setup)
+    trainer.distilling = Distilling.of(setup)
+    if trainer.distilling is not None:
+        trainer.add_callback(trainer.distilling)
     return trainer
 
 

@@ -11,12 +11,13 @@ import torch
 from transformers import Trainer
 
 from peftkit.errors import RecipeError, RunError
-from peftkit.labels import IGNORED
 from peftkit.metrics import Metric
+from peftkit.outputs import labelled_logits
 from peftkit.regularizers import Pass
 from peftkit.tasks import ROW, Collator, Scored
 from peftkit.training.batching import FreshDraws, LengthGroupedSampler
 from peftkit.training.checkpoints import restore_tuned, save_tuned
+from peftkit.training.distillation import Distilling, attended_tokens
 from peftkit.training.execution import Execution
 from peftkit.training.regularization import Regularization
 from peftkit.training.setup import VALIDATION, Setup
@@ -34,6 +35,7 @@ class HookedTrainer(Trainer):
     """Whether answers are generated in evaluations that only watch the training."""
     regularization: Regularization
     execution: Execution
+    distilling: Distilling | None = None
     repeating = False
     """Whether the pass that is under way is one more over a batch, so that penalties are counted already."""
     batch_rows: tuple[int, ...] = ()
@@ -69,30 +71,38 @@ class HookedTrainer(Trainer):
         if is_new:
             rates = self.setup.recipe.method.learning_rates(self.model, learning_rate=self.args.learning_rate)
             set_learning_rates(optimizer, {self.model.get_parameter(name): rate for name, rate in rates.items()})
+            if self.distilling is not None:
+                self.distilling.train_with(optimizer)
         return optimizer
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
         # The engine counts labels where they stand; a task may compare them elsewhere, or with more than one divisor.
-        items = torch.stack([self.setup.recipe.task.items(batch) for batch in batch_samples]).sum(dim=0)
-        items = items.to(device).clamp(min=1)
+        if self.distilling is not None:
+            self.distilling.tokens = self._total([attended_tokens(batch) for batch in batch_samples], device)
+        return self._total([self.setup.recipe.task.items(batch) for batch in batch_samples], device)
+
+    def _total(self, counts: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+        """Of all micro-batches and devices."""
+        total = torch.stack(counts).sum(dim=0).to(device).clamp(min=1)
         if self.args.world_size > 1:
-            everywhere: torch.Tensor = self.accelerator.gather(items[None])
-            items = everywhere.sum(dim=0)
-        return items
+            everywhere: torch.Tensor = self.accelerator.gather(total[None])
+            total = everywhere.sum(dim=0)
+        return total
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The task's loss of one micro-batch; while training with all penalties, each once per optimizer step."""
-        items = self.setup.recipe.task.items(inputs).clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        task = self.setup.recipe.task
+        items = task.items(inputs).clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         loss, outputs = self._pass(model, inputs, items)
 
         def again() -> Pass:
             other, output = self._pass(model, inputs, items)
-            return Pass(other, self._compared(output, inputs))
+            return Pass(other, labelled_logits(output, inputs, task=task))
 
         if model.training:
-            loss = self.regularization.compared(loss, lambda: self._compared(outputs, inputs), again, items)
+            loss = self.regularization.compared(loss, lambda: labelled_logits(outputs, inputs, task=task), again, items)
             loss = loss * self.regularization.loss_share
         # Devices average their gradients, and the loss was divided by the items of all.
         loss = loss * self.accelerator.num_processes
@@ -103,21 +113,17 @@ class HookedTrainer(Trainer):
 
     def _pass(self, model: Any, inputs: Mapping[str, Any], items: torch.Tensor) -> tuple[torch.Tensor, Any]:
         task = self.setup.recipe.task
-        output = task.forward(model, inputs)
+        distilling = self.distilling if model.training else None
+        with nullcontext() if distilling is None else distilling.watching():
+            output = task.forward(model, inputs)
         if not model.training or "labels" not in inputs:
             return task.loss(output, inputs, criterion=self.setup.criterion, items=items), output
         losses = [
             share * task.loss(output, {**inputs, "labels": labels}, criterion=self.setup.criterion, items=items)
             for share, labels in self.regularization.labels(inputs["labels"])
         ]
-        return torch.stack(losses).sum(), output
-
-    def _compared(self, output: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """Logits (positions, classes) at positions that have a label."""
-        task = self.setup.recipe.task
-        logits, labels = task.aligned(task.logits(output), inputs["labels"])
-        chosen: torch.Tensor = logits[labels != IGNORED]
-        return chosen
+        loss = torch.stack(losses).sum()
+        return loss if distilling is None else distilling.loss(loss, output, inputs, items=items), output
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -172,11 +178,15 @@ class HookedTrainer(Trainer):
         checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         save_tuned(self.model, self.setup.recipe.method, checkpoint)
         self.regularization.save(checkpoint)
+        if self.distilling is not None:
+            self.distilling.save(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not restore_tuned(self.model, self.setup.recipe.method, Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.regularization.restore(Path(resume_from_checkpoint))
+        if self.distilling is not None:
+            self.distilling.restore(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         best = Path(str(self.state.best_model_checkpoint))

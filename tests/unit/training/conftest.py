@@ -17,6 +17,8 @@ from peftkit.training.callbacks import ShowProgress
 
 MakeRecipe = Callable[..., Recipe]
 RunCut = Callable[[Recipe, Path, int], str]
+MakeStudent = Callable[..., Recipe]
+Checkpoint = Callable[[str], Path]
 
 
 @pytest.fixture
@@ -59,3 +61,29 @@ def make_recipe(tiny_bert: Path, sentiment_files: dict[str, Path]) -> MakeRecipe
         return Recipe.from_text(text, settings=settings)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_student(sentiment_files: dict[str, Path]) -> MakeStudent:
+    """Function from a base and sections of a recipe to that recipe: one epoch of six batches of eight."""
+
+    def make(base: Path, training: dict[str, Any] | None = None, **sections: Any) -> Recipe:
+        values = {
+            "name": "student",
+            "model": {"id": str(base), "max_length": 32} | sections.pop("model", {}),
+            "task": {"name": "sequence_classification", "labels": ["negative", "positive"]},
+            "data": {"name": "files"} | {split: str(path) for split, path in sentiment_files.items()},
+            "method": "lora",
+            "training": {"epochs": 1, "batch_size": 8, "learning_rate": 0.01, "logging_steps": 1} | (training or {}),
+        }
+        return Recipe.from_values(values | sections, origin="test")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def teacher(make_student: MakeStudent, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the tiny BERT that has learnt the sentences."""
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    run(make_student(checkpoint("bert"), {"epochs": 4}, method="full"), folder, options=RunOptions(show_progress=False))
+    return folder
