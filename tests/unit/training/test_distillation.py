@@ -169,8 +169,10 @@ def test_micro_batches_add_up_to_one_batch(
     """One step of plain gradient descent on 8 rows: whole, and as micro-batches of 3, 3 and 2."""
     base = _still(checkpoint(kind), tmp_path / "still", dropout_rate=0.0, classifier_dropout=0.0)
     sections = _sections(kind, sentiment_files)
-    sections["data"]["train"] = f"{sections['data']['train']}#8"
-    run(make_student(checkpoint(kind), **sections), tmp_path / "teacher", options=QUIET)
+    sections["data"] = sections["data"] | {"train": f"{sentiment_files['train']}#8"}
+    longer = {"epochs": 10, "learning_rate": 0.03}
+    del sections["data"]["validation"]  # which would choose weights that have hardly been trained
+    run(make_student(checkpoint(kind), longer, **sections), tmp_path / "teacher", options=QUIET)
     options = {"teacher": str(tmp_path / "teacher"), "hidden_states": hidden}
     plain = {"optimizer": "sgd", "learning_rate": 0.5, "max_grad_norm": 0, "warmup_steps": 0}
     losses = {}
@@ -178,7 +180,7 @@ def test_micro_batches_add_up_to_one_batch(
         recipe = make_student(base, plain | batches, distillation=options, **sections)
         losses[name] = run(recipe, tmp_path / name, options=QUIET).history[0].values["loss"]
     one, three = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "three"))
-    assert losses["three"] == pytest.approx(losses["one"], abs=2e-4)  # the engine rounds what it logs
+    assert losses["three"] == pytest.approx(losses["one"], abs=2e-4, rel=1e-5)  # the engine rounds what it logs
     for name, expected in one.items():
         assert torch.allclose(three[name], expected, atol=1e-5), name
 
