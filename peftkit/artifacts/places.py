@@ -37,6 +37,11 @@ def views_dir() -> Path:
     return cache_dir() / "views"
 
 
+def answers_dir() -> Path:
+    """What teachers have answered, one file for each of them."""
+    return cache_dir() / "answers"
+
+
 def hub_cache_dir() -> Path:
     """The cache that all Hugging Face libraries share; the environment counts even if it changed after their import."""
     if chosen := os.environ.get("HF_HUB_CACHE"):

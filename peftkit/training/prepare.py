@@ -19,6 +19,7 @@ from peftkit.tasks import Encoded, Task
 from peftkit.training.augmenting import augmented
 from peftkit.training.data_check import LabelRule, RowRules, check_data
 from peftkit.training.scratch import architecture_config
+from peftkit.training.taught_answers import with_taught_answers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -131,7 +132,7 @@ def find_problems(
 
 
 def prepare_data(recipe: Recipe, loaded: LoadedData, *, task: Task, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
-    """Check the rows of a recipe, augment those that train, and encode all.
+    """Check the rows of a recipe, augment those that train or let a teacher answer them, and encode all.
 
     Raises:
         DataError: rows that cannot be learnt from, all problems at once.
@@ -139,6 +140,7 @@ def prepare_data(recipe: Recipe, loaded: LoadedData, *, task: Task, tokenizer: P
     errors, warnings = find_problems(recipe, loaded, task=task, tokenizer=tokenizer)
     if errors:
         raise DataError("\n  ".join([f"the data cannot be used ({loaded.source}):", *errors]))
+    loaded = with_taught_answers(recipe, loaded, task=task)
     loaded = augmented(recipe, loaded, task=task)
     features = {}
     for split, rows in loaded.splits.items():

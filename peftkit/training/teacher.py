@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from peftkit.artifacts import locate_model
+from peftkit.artifacts.digests import digest_over
 from peftkit.data.progress_bars import hidden_progress_bars
 from peftkit.errors import CapabilityError, RecipeError
 from peftkit.heads import unstored
@@ -49,6 +51,7 @@ class Teacher:
         run_dir: of the run that has left it; None: it is a model by itself.
         recipe: of that run.
         dtype: of its unquantized weights.
+        files: of that run, digest over them.
     """
 
     title: str
@@ -58,6 +61,7 @@ class Teacher:
     run_dir: Path | None = None
     recipe: Recipe | None = None
     dtype: torch.dtype = torch.float32
+    files: str = ""
 
     @classmethod
     def find(cls, recipe: Recipe, task: Task) -> Teacher:
@@ -67,14 +71,18 @@ class Teacher:
             RunError: it is the folder of a run that is not finished.
             RecipeError: it was trained for something else.
         """
-        assert recipe.distillation is not None  # asked by recipes only that have a teacher
-        name = recipe.distillation.teacher
+        options = recipe.distillation
+        assert options is not None  # asked by recipes only that have a teacher
+        name = options.teacher
         folder = Path(name)
         if (folder.is_dir() and not (folder / "config.json").is_file()) or (folder / PIPELINE_FILE).is_file():
             teacher = cls._of_run(name, folder)
         else:
             teacher = cls._of_model(name, recipe, task)
-        _check_task(teacher, task)
+        if options.computes_teacher:
+            _check_task(teacher, task)
+        if options.answers == "teacher":
+            _check_columns(teacher, task)
         return teacher
 
     @classmethod
@@ -85,7 +93,8 @@ class Teacher:
         spec = recipe.model.tuned(folder / MODEL_DIR) if whole else recipe.model
         tokenizer = AutoTokenizer.from_pretrained(folder / (MODEL_DIR if whole else ADAPTER_DIR))
         recipe = recipe.model_copy(update={"model": spec})
-        return cls(name, spec, recipe.task, tokenizer, folder, recipe, getattr(torch, result.model.dtype))
+        dtype = getattr(torch, result.model.dtype)
+        return cls(name, spec, recipe.task, tokenizer, folder, recipe, dtype, digest_over(result.files))
 
     @classmethod
     def _of_model(cls, name: str, recipe: Recipe, task: Task) -> Teacher:
@@ -101,6 +110,12 @@ class Teacher:
         if task.head().is_new:
             _check_labels(name, list(config.id2label.values()), task)
         return cls(name, spec, task, bare.tokenizer)
+
+    @property
+    def identity(self) -> str:
+        """Tells teachers with other weights apart."""
+        base = locate_model(self.spec.locator, revision=self.spec.revision).record.sha256
+        return f"{base} {self.spec.title} {self.files}"
 
     def bare(self) -> PreTrainedModel:
         """Its modules and shapes, on the meta device."""
@@ -152,6 +167,15 @@ def _check_task(teacher: Teacher, task: Task) -> None:
             "teacher of the same task"
         )
     _check_labels(teacher.title, list(theirs.config.get("id2label", {}).values()), task)
+
+
+def _check_columns(teacher: Teacher, task: Task) -> None:
+    theirs, ours = ((one.text_columns, one.label_column) for one in (teacher.task, task))
+    if theirs != ours:
+        raise RecipeError(
+            f"{_KEY}: '{teacher.title}' was trained on task {teacher.task.name!r}, and the answers are wanted for "
+            f"{task.name!r}; name a teacher of the same task"
+        )
 
 
 def _check_labels(teacher: str, theirs: list[str], task: Task) -> None:
