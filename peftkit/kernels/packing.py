@@ -130,6 +130,13 @@ current: ContextVar[Packing | None] = ContextVar("packing", default=None)
 """The batch whose blocks are being computed without padding."""
 
 
+def as_padded(hidden: Tensor) -> Tensor:
+    """What a block is given or gives, (rows, length, width), whether its batch is packed or not."""
+    packing = current.get()
+    is_packed = packing is not None and hidden.shape[:2] == (1, packing.tokens)
+    return packing.padded(hidden) if packing is not None and is_packed else hidden
+
+
 def packed_attention(  # noqa: PLR0913 # the signature is that of transformers
     module: nn.Module,
     query: Tensor,

@@ -105,9 +105,9 @@ class Regularizer(Component):
     """Whether the weights that train have to start where they leave the base as it is."""
     needs_label_per_text: ClassVar[bool] = False
     """Whether it mixes or compares rows by their labels, so that every text has to have one."""
+    mixes_rows: ClassVar[bool] = False
+    """Whether the model is computed on mixtures of rows, which a teacher would not see, and which need padding."""
     allows_gradient_checkpointing: ClassVar[bool] = True
-    needs_padded_batches: ClassVar[bool] = False
-    """Whether it reads hidden states row by row, which are packed otherwise."""
 
     def problem(self, model: PreTrainedModel) -> str | None:
         """Why it cannot work on `model`, in one sentence with what to do instead; None if it can.

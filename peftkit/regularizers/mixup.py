@@ -28,7 +28,7 @@ class Mixup(Regularizer):
     targets: ClassVar[frozenset[Targets]] = frozenset({"classes"})
     does: ClassVar[str] = "mix rows"
     needs_label_per_text: ClassVar[bool] = True
-    needs_padded_batches: ClassVar[bool] = True
+    mixes_rows: ClassVar[bool] = True
 
     alpha: float = Field(0.4, gt=0.0)
     """Small: one row outweighs the other by far; large: equal halves."""

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from peftkit.distillation import Distillation, HiddenStates
 from peftkit.errors import CapabilityError, RecipeError
+from peftkit.kernels.packing import as_padded
 from peftkit.outputs import autocast, labelled_logits
 from peftkit.tasks import Task
 from peftkit.training.setup import Setup
@@ -201,10 +202,10 @@ class WatchedLayers:
                 hook.remove()
 
     def _keep(self, place: int, block: nn.Module, args: Any, output: Any) -> None:
-        self.seen[place] = output if isinstance(output, Tensor) else output[0]
+        self.seen[place] = as_padded(output if isinstance(output, Tensor) else output[0])
 
     def _keep_input(self, block: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        self.seen[0] = args[0] if args else kwargs["hidden_states"]
+        self.seen[0] = as_padded(args[0] if args else kwargs["hidden_states"])
 
     def take(self) -> list[Tensor]:
         """What was seen, (rows, tokens, width) of each place; it is not kept longer."""

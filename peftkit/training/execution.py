@@ -35,9 +35,9 @@ def _padding_problem(setup: Setup) -> str | None:
         return "training.padding_free is false"
     if training.gradient_checkpointing:
         return "gradient checkpointing computes blocks again when their batch is forgotten"
-    padded = next((part.name for part in setup.recipe.regularizers if part.needs_padded_batches), None)
-    if padded is not None:
-        return f"regularizer {padded!r} works on padded batches"
+    mixing = next((part.name for part in setup.recipe.regularizers if part.mixes_rows), None)
+    if mixing is not None:
+        return f"regularizer {mixing!r} mixes rows, token by token"
     if not setup.recipe.method.per_token:
         return f"method {setup.recipe.method.name!r} may mix the tokens of a batch"
     return padding_free_problem(setup.model)

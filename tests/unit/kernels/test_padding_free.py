@@ -184,7 +184,7 @@ def test_half_precision_and_gradients_of_the_embedded_input(checkpoint: Checkpoi
         ({}, "on"),
         ({"training": {"padding_free": False}}, "off: training.padding_free is false"),
         ({"training": {"gradient_checkpointing": True}}, "off: gradient checkpointing"),
-        ({"regularizers": ["mixup"]}, "off: regularizer 'mixup'"),
+        ({"regularizers": ["mixup"]}, "off: regularizer 'mixup' mixes rows"),
         ({"method": "prefix"}, "off: the method or task reads more"),
     ],
 )
