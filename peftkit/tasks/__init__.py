@@ -161,6 +161,11 @@ class Task(Component):
         raise NotImplementedError
 
     @property
+    def vocabulary_columns(self) -> tuple[str, ...]:
+        """Columns with the words that a tokenizer from scratch has to know."""
+        return self.text_columns
+
+    @property
     def engine(self) -> Engine | None:
         """The trainer that computes the loss; None: the task does itself, in `loss`."""
         return None

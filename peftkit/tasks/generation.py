@@ -202,6 +202,11 @@ class PromptTask(GenerationTask):
         return self.text_columns[0]
 
     @property
+    def vocabulary_columns(self) -> tuple[str, ...]:
+        """Both: completions may be in another language."""
+        return (*self.text_columns, self.target_column)
+
+    @property
     def default_template(self) -> str:
         """What `template` is where the recipe gives none."""
         return f"{{{self.source}}}"

@@ -54,7 +54,7 @@ def lay_base(recipe: Recipe, task: Task, rows: Dataset, folder: Path) -> Recipe:
 def _build(recipe: Recipe, task: Task, rows: Dataset, folder: Path) -> None:
     spec, head = recipe.model, task.head()
     assert spec.tokenizer is not None  # a recipe with an architecture has one
-    texts = [str(text) for column in task.text_columns if column in rows.column_names for text in rows[column]]
+    texts = _texts(task, rows)
     writes_on = head.peft_task_type == "CAUSAL_LM"
     tokenizer = train_tokenizer(spec.tokenizer, texts, writes_on=writes_on, max_length=spec.max_length)
     config = _config(spec, tokenizer, head)
@@ -70,6 +70,12 @@ def _build(recipe: Recipe, task: Task, rows: Dataset, folder: Path) -> None:
             raise RecipeError(f"model.architecture cannot be built: {problem}; correct it") from problem
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def _texts(task: Task, rows: Dataset) -> list[str]:
+    """What the tokenizer learns from; a cell may be a list of texts."""
+    cells = [cell for column in task.vocabulary_columns if column in rows.column_names for cell in rows[column]]
+    return [str(text) for cell in cells for text in (cell if isinstance(cell, (list, tuple)) else [cell])]
 
 
 def architecture_config(spec: ModelSpec) -> PretrainedConfig:

@@ -175,6 +175,22 @@ def test_the_tokenizer_learns_from_the_training_split_alone(tmp_path: Path) -> N
     assert set(own.get_vocab()) <= set(words.get_vocab())
 
 
+def test_the_tokenizer_learns_the_language_that_is_translated_into(tmp_path: Path) -> None:
+    pairs = [{"source": line, "target": [f"Ünß {line}", "Żó"]} for line in TRAIN]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    data = {"name": "files", "train": str(tmp_path / "pairs.jsonl")}
+    run(
+        recipe(tmp_path, "t5", task="translation", data=data, training={"max_steps": 1}),
+        tmp_path / "run",
+        options=QUIET,
+    )
+    own = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
+    ids = own("Ünß Żó town")["input_ids"]
+    assert own.unk_token_id not in ids
+    assert own.decode(ids, skip_special_tokens=True) == "Ünß Żó town"
+    assert not {"[", "'"} & set(own.get_vocab())  # of a list that was written out
+
+
 def test_weights_are_random_from_the_seed_alone(tmp_path: Path) -> None:
     made = recipe(tmp_path, training={"max_steps": 1, "learning_rate": 1e-12, "weight_decay": 0})
     run(made, tmp_path / "run", options=QUIET)
