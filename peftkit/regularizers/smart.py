@@ -22,8 +22,8 @@ class Smart(Regularizer):
     Jiang et al. 2020, arXiv:1911.03437. Smoothness (section 3.1): the symmetric divergence between the predictions and
     those at the input nearby where they differ most, which `steps` of projected gradient ascent from Gaussian noise
     look for; squared distance for numbers. Proximity (section 3.2, momentum Bregman proximal point): the divergence
-    from the predictions of an exponential moving average of the weights. A step takes 2 + `steps` times the time, and a
-    third less without proximity. Passes differ in dropout, too, as in the authors' code.
+    from the predictions of an exponential moving average of the weights. A batch takes 3 + `steps` passes, one less
+    without proximity. Passes differ in dropout, too, as in the authors' code.
     """
 
     paper: ClassVar[str] = "Jiang et al. 2020, arXiv:1911.03437"
