@@ -214,10 +214,10 @@ class StageRecord(_Part):
     train_seconds: float
 
     @property
-    def chosen_score(self) -> float:
-        """The value of `best_metric`."""
+    def chosen_score(self) -> float | None:
+        """The value of `best_metric`; None where there were no rows to choose by, so that the last weights are kept."""
         split, _, metric = self.best_metric.partition("_")
-        return self.metrics[split][metric]
+        return self.metrics.get(split, {}).get(metric)
 
 
 class PipelineResult(_Part):

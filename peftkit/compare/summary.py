@@ -13,6 +13,9 @@ from peftkit.compare.statistics import Estimate, best_first, estimate, not_disti
 from peftkit.errors import RunError
 from peftkit.results import RunResult
 
+BASE_MODEL = "base model"
+"""Name of the circumstance that says which one it was."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -129,6 +132,7 @@ class Comparison:
         summaries: of variants with a finished run, best mean first.
         failures: reasons by label and seed.
         missing: seeds that have neither finished nor failed, by label.
+        varied: circumstances that differ on purpose.
     """
 
     name: str
@@ -139,6 +143,7 @@ class Comparison:
     summaries: tuple[Summary, ...]
     failures: Mapping[str, Mapping[int, str]]
     missing: Mapping[str, tuple[int, ...]]
+    varied: frozenset[str] = frozenset()
 
     @cached_property
     def top(self) -> tuple[str, ...]:
@@ -162,7 +167,8 @@ class Comparison:
     @property
     def differences(self) -> dict[str, dict[str, tuple[str, ...]]]:
         """What should be equal in all runs and is not: by its name, the labels by value."""
-        return {name: values for name, values in self._circumstances.items() if len(values) > 1}
+        different = {name: values for name, values in self._circumstances.items() if len(values) > 1}
+        return {name: values for name, values in different.items() if name not in self.varied}
 
     @property
     def shared(self) -> dict[str, str]:
@@ -206,7 +212,7 @@ def _circumstances(result: RunResult) -> dict[str, str]:
     data = {f"data of {split} (SHA-256)": digest[:12] for split, digest in result.data.fingerprint.items()}
     environment = {name.replace("_", " "): value for name, value in result.environment.items()}
     return {
-        "base model": " ".join(word for word in known if word),
+        BASE_MODEL: " ".join(word for word in known if word),
         **rows,
         **data,
         "peftkit": result.peftkit_version,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftkit.compare.outcome import gather, write
 from peftkit.compare.page import environment
 from peftkit.compare.suite import PlannedRun, Suite
-from peftkit.compare.summary import Comparison
+from peftkit.compare.summary import BASE_MODEL, Comparison
 from peftkit.pipeline import Pipeline
 from peftkit.report import REPORT_FILE, wording
 from peftkit.results import PipelineResult
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 COMPARISON_DIR = "comparison"
+_LAST = "last step"
+"""Stands where no rows chose the weights."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def compared(pipeline: Pipeline, found: Mapping[str, Mapping[int, Node]]) -> Com
         seeds=pipeline.seeds,
         variants={label: {} for label in found},
     )
-    return gather(suite, runs)
+    return replace(gather(suite, runs), varied=frozenset({BASE_MODEL}))
 
 
 def additions(comparison: Comparison, pipeline: Pipeline) -> list[Addition]:
@@ -82,6 +84,8 @@ def write_pages(pipeline: Pipeline, comparison: Comparison, result: PipelineResu
         best=next(summary for summary in comparison.summaries if summary.label == ALL),
         additions=additions(comparison, pipeline),
         duration=wording.duration,
+        last=_LAST,
+        nothing=wording.NOTHING,
         comparison=f"{COMPARISON_DIR}/index.html",
         report=REPORT_FILE,
     )
@@ -96,8 +100,10 @@ def tables(pipeline: Pipeline, comparison: Comparison, result: PipelineResult) -
 
     stages = Table("stage", "task", "method", "starts from", "chosen by", "", title=result.name, title_justify="left")
     for record in result.stages:
-        score = wording.number(record.chosen_score)
-        stages.add_row(record.name, record.task, record.method, record.start, record.best_metric, score)
+        chosen = (_LAST, wording.NOTHING)
+        if record.chosen_score is not None:
+            chosen = (record.best_metric, wording.number(record.chosen_score))
+        stages.add_row(record.name, record.task, record.method, record.start, *chosen)
     name = f"{comparison.score.metric} on {comparison.score.split}"
     table = Table("left out", name, "it adds", title=f"What the stages add to {pipeline.target.name}")
     table.title_justify = "left"

@@ -141,6 +141,23 @@ def test_report_tells_what_each_stage_adds(values: MakeValues, tmp_path: Path) -
 
 
 @pytest.mark.training
+def test_a_target_without_validation_rows_keeps_its_last_weights(
+    values: MakeValues, sentiment_files: dict[str, Path], tmp_path: Path
+) -> None:
+    given = values("lora", "lora")
+    rows = {"train": str(sentiment_files["train"]), "test": str(sentiment_files["validation"])}
+    given["stages"][1] |= {"data": {"name": "files", **rows}}
+    result, comparison = run_pipeline(build(given), tmp_path / "run", options=QUIET)
+    assert result.stages[0].chosen_score == result.stages[0].metrics["validation"]["accuracy"]
+    assert result.stages[1].chosen_score is None
+    assert comparison.score.split == "test"
+    assert '<td>last step</td><td class="n">\N{EN DASH}</td>' in (tmp_path / "run" / "report.html").read_text()
+    # stages are there to change what the target starts from
+    assert "base model" not in comparison.differences
+    assert "do not compare" not in (tmp_path / "run" / "comparison" / "comparison.md").read_text()
+
+
+@pytest.mark.training
 def test_command_line_runs_checks_and_continues(
     values: MakeValues, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
