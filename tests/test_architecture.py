@@ -22,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"rewards"}),
     frozenset({"data", "tasks", "methods", "quantization", "losses", "metrics", "regularizers", "augmentations"}),
     frozenset({"recipe", "recipe_fit", "recipe_problems", "recipe_section", "distillation", "pipeline"}),
-    frozenset({"models", "storage", "heads", "stacking", "outputs", "report"}),
+    frozenset({"models", "storage", "heads", "stacking", "outputs", "padding_free", "report"}),
     frozenset({"foreign"}),
     frozenset({"training", "predictor", "planning"}),
     frozenset({"compare", "export", "serving"}),
@@ -45,7 +45,19 @@ HEAVY = frozenset({"torch", "transformers", "peft", "accelerate", "trl", "bitsan
 )
 """What takes a second or more to import."""
 HEAVY_ALLOWED = frozenset(
-    {"kernels", "layers", "training", "models", "storage", "heads", "stacking", "outputs", "foreign", "stages"}
+    {
+        "kernels",
+        "layers",
+        "training",
+        "models",
+        "padding_free",
+        "storage",
+        "heads",
+        "stacking",
+        "outputs",
+        "foreign",
+        "stages",
+    }
 )
 
 

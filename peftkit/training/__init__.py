@@ -203,11 +203,16 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     weights = save_weights(trainer.model, tokenizer, run_dir, spec=recipe.model)
     check_reload(trainer, storage=storage, run_dir=run_dir)
     result = build_result(trainer, Outcome(setup.data, described, splits, weights), timing=timing)
+    _record(result, run_dir)
+    return result
+
+
+def _record(result: RunResult, run_dir: Path) -> None:
+    """The last step: from here on the run is finished."""
     write_report(result, run_dir)
     result.write(run_dir)
     for served in (CHECKPOINTS_DIR, BASE_DIR):  # the saved weights are verified; what served only to resume can go
         shutil.rmtree(run_dir / served, ignore_errors=True)
-    return result
 
 
 def _check_models(

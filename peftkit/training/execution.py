@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from peftkit.kernels.padding_free import PaddingFree, padding_free_problem
+from peftkit.padding_free import PaddingFree, padding_free_problem
 from peftkit.training.setup import Setup
 
 

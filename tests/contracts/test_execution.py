@@ -13,8 +13,8 @@ from contracts.task_cases import TaskCase, all_cases
 from contracts.test_tasks import without_dropout
 from torch import Tensor
 
-from peftkit.kernels.padding_free import PaddingFree, padding_free_problem
 from peftkit.models import quiet_libraries, storage_of
+from peftkit.padding_free import PaddingFree, padding_free_problem
 from peftkit.tasks import DRAW, ROW
 from peftkit.training import _tokenizer
 from peftkit.training.environment import check_environment

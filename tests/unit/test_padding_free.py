@@ -12,7 +12,7 @@ import transformers
 from transformers import LlamaConfig, MistralConfig
 
 from peftkit.kernels.packing import ATTENTION, Packing
-from peftkit.kernels.padding_free import PaddingFree, padding_free_problem
+from peftkit.padding_free import PaddingFree, padding_free_problem
 from peftkit.training import RunOptions, run
 
 Checkpoint = Callable[[str], Path]
