@@ -7,6 +7,8 @@ and the head stay padded, so that tasks, methods and labels notice nothing.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import Token
 from typing import Any
 
@@ -72,6 +74,17 @@ class PaddingFree:
         if self.started is not None:
             current.reset(self.started)
             self.started = None
+
+
+@contextmanager
+def without_padding(model: nn.Module) -> Iterator[None]:
+    """Inside, a model is computed without padding where it can be."""
+    engine = PaddingFree(model) if padding_free_problem(model) is None else None
+    try:
+        yield
+    finally:
+        if engine is not None:
+            engine.remove()
 
 
 def padding_free_problem(model: nn.Module) -> str | None:

@@ -173,32 +173,37 @@ class Predictor:
     def _read(self, encoded: Encoded, *, batch_size: int) -> list[Any]:
         """What the task reads of every feature, in order."""
         from peftkit.outputs import read_batch
+        from peftkit.padding_free import without_padding
 
         features = encoded.features.to_list()
         # Inputs of like length share a batch: less padding.
         order = sorted(range(len(features)), key=lambda index: len(features[index]["input_ids"]))
         collate = self.task.evaluation_collator(self.tokenizer)
         read: list[Any] = [None] * len(features)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            outputs = read_batch(self.model, collate([features[index] for index in chosen]), task=self.task)
-            for index, output in zip(chosen, outputs, strict=True):
-                read[index] = output
+        with without_padding(self.model):
+            for start in range(0, len(order), batch_size):
+                chosen = order[start : start + batch_size]
+                outputs = read_batch(self.model, collate([features[index] for index in chosen]), task=self.task)
+                for index, output in zip(chosen, outputs, strict=True):
+                    read[index] = output
         return read
 
     def _merge(self, model: PreTrainedModel, *, inputs: Sequence[Any]) -> None:
         """Go on with `model`, its adapter folded in; note how far that moves the logits of `inputs`."""
         from peftkit.models import merge_adapter
         from peftkit.outputs import logits_of
+        from peftkit.padding_free import without_padding
 
         collate = self.task.evaluation_collator(self.tokenizer)
         if not inputs:
             self.model = merge_adapter(model)
             return
         batch = collate(self._encode(inputs).features.to_list())
-        before = logits_of(self.model, batch, task=self.task)
+        with without_padding(self.model):
+            before = logits_of(self.model, batch, task=self.task)
         self.model = merge_adapter(model)
-        self.merge_difference = (logits_of(self.model, batch, task=self.task) - before).abs().max().item()
+        with without_padding(self.model):
+            self.merge_difference = (logits_of(self.model, batch, task=self.task) - before).abs().max().item()
 
 
 def _check_mergeable(recipe: Recipe) -> None:
