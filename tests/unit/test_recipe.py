@@ -13,9 +13,11 @@ from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ValidationError
 
 from peftkit.errors import RecipeError
+from peftkit.pipeline import is_pipeline
 from peftkit.recipe import KINDS, Recipe, json_schema
 
-SHIPPED = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+SHIPPED = [path for path in RECIPES if not is_pipeline(path)]
 
 GOOD = """\
 model: org/tiny
