@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 EXPECTED = {
     "bbh_multiple_choice",
+    "dpo_lora",
     "e2e_lora",
     "emotion_multiclass_lora",
     "gsm8k_instruct_lora",
