@@ -34,7 +34,7 @@ def build_trainer(setup: Setup, checkpoints: Path, *, callbacks: Sequence[Traine
     trainer.reads_answers = not recipe.task.generates or best_metric(recipe).needs_answers
     trainer.regularization = Regularization(setup.model, [part.start(setup.model) for part in recipe.regularizers])
     trainer.add_callback(trainer.regularization)
-    trainer.execution = Execution(setup)
+    trainer.execution = Execution(setup, trainer.regularization)
     trainer.distilling = Distilling.of(setup)
     if trainer.distilling is not None:
         trainer.add_callback(trainer.distilling)

@@ -3,25 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+from torch import Tensor
+
+from peftkit.kernels.label_loss import HeadInput, label_loss
+from peftkit.labels import IGNORED
 from peftkit.padding_free import PaddingFree, padding_free_problem
+from peftkit.tasks import Task
+from peftkit.training.regularization import Regularization
 from peftkit.training.setup import Setup
 
 
 class Execution:
     """What is done to the model of a run to compute its steps faster, until `remove`."""
 
-    def __init__(self, setup: Setup) -> None:
-        problem = _padding_problem(setup)
-        self.padding_free = PaddingFree(setup.model) if problem is None else None
-        self._problem = problem
+    def __init__(self, setup: Setup, regularization: Regularization) -> None:
+        self.setup = setup
+        self.problems = {"padding_free": _padding_problem(setup), "label_loss": _label_problem(setup, regularization)}
+        """Why what could be done is not, by its name; None where it is."""
+        self.padding_free = PaddingFree(setup.model) if self.problems["padding_free"] is None else None
+
+    def loss(self, model: Any, batch: Mapping[str, Any], items: Tensor) -> Tensor | None:
+        """The task's loss of a training batch without logits of tokens that have no label; None if it cannot be so."""
+        if self.problems["label_loss"] is not None:
+            return None
+        task, criterion = self.setup.recipe.task, self.setup.criterion
+        head = HeadInput(self.setup.model.get_output_embeddings())
+        try:
+            output = task.forward(model, batch)
+        finally:
+            head.remove()
+        if head.states is None or not head.explains(task.logits(output)):
+            self.problems["label_loss"] = "the model changes what its head gives"
+            return None
+        labels = batch["labels"]
+        states, labels = task.aligned(head.states[:, -labels.shape[1] :], labels)  # virtual tokens stand in front
+        there = labels != IGNORED
+        return label_loss(
+            states[there], labels[there], head.head, lambda logits, wanted: criterion.compute(logits, wanted, items)
+        )
 
     def described(self) -> Mapping[str, str]:
         """What was done, and why what was not done was not, for the report."""
-        problem = self._problem
+        problems = dict(self.problems)
         if self.padding_free is not None and self.padding_free.padded and not self.padding_free.packed:
-            problem = "the method or task reads more than its hidden states of the model"
-        return {"padding_free": "on" if problem is None else f"off: {problem}"}
+            problems["padding_free"] = "the method or task reads more than hidden states of the model"
+        return {name: "on" if problem is None else f"off: {problem}" for name, problem in problems.items()}
 
     def remove(self) -> None:
         """Leave the model as plain libraries know it."""
@@ -41,3 +69,18 @@ def _padding_problem(setup: Setup) -> str | None:
     if not setup.recipe.method.per_token:
         return f"method {setup.recipe.method.name!r} may mix the tokens of a batch"
     return padding_free_problem(setup.model)
+
+
+def _label_problem(setup: Setup, regularization: Regularization) -> str | None:
+    recipe = setup.recipe
+    if recipe.task.head().auto_class not in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM"):
+        return "the model does not predict tokens one by one"
+    if recipe.task.engine is not None or type(recipe.task).loss is not Task.loss:
+        return f"task {recipe.task.name!r} has a loss of its own"
+    if recipe.distillation is not None:
+        return "distillation reads all logits"
+    if any(part.compares for part in regularization.parts) or any(part.mixes_rows for part in recipe.regularizers):
+        return "regularizers read all logits"
+    if setup.environment.precision == "fp16":
+        return "fp16 scales gradients after the loss"
+    return None

@@ -113,6 +113,8 @@ class HookedTrainer(Trainer):
 
     def _pass(self, model: Any, inputs: Mapping[str, Any], items: torch.Tensor) -> tuple[torch.Tensor, Any]:
         task = self.setup.recipe.task
+        if model.training and (loss := self.execution.loss(model, inputs, items)) is not None:
+            return loss, None
         distilling = self.distilling if model.training else None
         with nullcontext() if distilling is None else distilling.watching():
             output = task.forward(model, inputs)

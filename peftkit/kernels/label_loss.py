@@ -1,0 +1,94 @@
+"""The loss of a language model's head, computed where labels are, a chunk at a time.
+
+With hidden states h (tokens, width), a head f and labels y, the loss is a sum over tokens of l(f(h_t), y_t). Nobody
+reads f(h) but the loss, so that its gradient dl/dh is formed chunk by chunk as well: the logits of all tokens, (tokens,
+vocabulary), which are the largest tensor of a step by far, never exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CHUNK = 2**24
+"""Logits that are held at a time."""
+
+Compute = Callable[[Tensor, Tensor], Tensor]
+"""From hidden states (tokens, width) and labels (tokens,) to the sum of their losses, scalar."""
+
+
+def label_loss(states: Tensor, labels: Tensor, head: nn.Module, loss: Compute) -> Tensor:
+    """Sum of `loss` over `head(states)`, with the gradients of plain autograd.
+
+    Args:
+        states: (tokens, width), at tokens that have a label.
+        labels: (tokens,).
+        head: from hidden states to logits (tokens, vocabulary).
+        loss: from logits and labels to a sum over tokens, scalar.
+    """
+    if not len(states):
+        return states.sum() * 0.0
+    weights = [weight for weight in head.parameters() if weight.requires_grad]
+    with torch.no_grad():
+        vocabulary = head(states[:1]).shape[-1]
+    chunk = max(1, CHUNK // vocabulary)
+
+    def compute(part: Tensor, wanted: Tensor) -> Tensor:
+        return loss(head(part), wanted)
+
+    found: Tensor = _ChunkedLoss.apply(states, labels, compute, chunk, *weights)  # type: ignore[no-untyped-call] # torch's
+    return found
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, labels: Tensor, compute: Compute, chunk: int, *weights: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=states.device)
+        gradients: list[Tensor] = []
+        summed = [torch.zeros_like(weight) for weight in weights]
+        for part, wanted in zip(torch.split(states, chunk), torch.split(labels, chunk), strict=True):
+            read = part.detach().requires_grad_()
+            with torch.enable_grad():
+                lost = compute(read, wanted)
+            gradient, *of_weights = torch.autograd.grad(lost, [read, *weights])
+            gradients.append(gradient)
+            for held, more in zip(summed, of_weights, strict=True):
+                held += more
+            total += lost.detach()
+        ctx.save_for_backward(torch.cat(gradients), *summed)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        states, *weights = (gradient * outer[0].to(gradient.dtype) for gradient in ctx.saved_tensors)
+        return states, None, None, None, *weights
+
+
+class HeadInput:
+    """Takes what a language model's head is given, and lets the head see the last token of each row only."""
+
+    def __init__(self, head: nn.Module) -> None:
+        self.head = head
+        self.states: Tensor | None = None
+        """(rows, length, width) of the last pass."""
+        self.hook = head.register_forward_pre_hook(self._take)
+
+    def _take(self, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if args[0].ndim != 3:
+            return None
+        self.states = args[0]
+        return (args[0][:, -1:],)
+
+    def explains(self, logits: Tensor) -> bool:
+        """Whether the model's logits (rows, 1, vocabulary) are the head's, and nothing is done to them afterwards."""
+        if self.states is None or logits.shape[:2] != (len(self.states), 1):
+            return False
+        with torch.no_grad():
+            return torch.equal(self.head(self.states[:, -1]), logits[:, 0])
+
+    def remove(self) -> None:
+        """Let the head see everything again."""
+        self.hook.remove()
