@@ -47,7 +47,9 @@ def check_reload(trainer: HookedTrainer, *, storage: Storage, run_dir: Path) -> 
     probe = features.select(range(min(PROBE_ROWS, len(features))))
     recipe = setup.recipe
     batch = recipe.task.evaluation_collator(setup.data.tokenizer)(probe.to_list())
-    trained = logits_of(trainer.model.eval(), batch, task=recipe.task)
+    # The engine lets the forward pass of a model compute in its own precision; what is saved knows nothing of that.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    trained = logits_of(model.eval(), batch, task=recipe.task)
     loaded = load_tuned(run_dir, recipe.model, recipe.task.head(), storage=storage)
     reloaded = logits_of(on_device(loaded.model, trainer.args.device), batch, task=recipe.task)
     if not torch.equal(trained, reloaded):

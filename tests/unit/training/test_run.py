@@ -354,6 +354,11 @@ def test_bfloat16_base_trains_float32_adapters_and_reloads(make_recipe: MakeReci
     assert load(tmp_path / "run")("a joyous film")[0]["label"] in ("negative", "positive")
 
 
+def test_arithmetic_of_training_does_not_matter_to_what_is_saved(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe("training.precision=bf16", "training.max_steps=2")
+    assert run(recipe, tmp_path / "run", options=QUIET).environment["precision"] == "bf16"
+
+
 def test_adapter_names_its_base_as_the_recipe_does(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     run(make_recipe("training.max_steps=1"), tmp_path / "run", options=QUIET)
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
