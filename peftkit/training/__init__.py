@@ -26,7 +26,7 @@ from peftkit.training.callbacks import SealCheckpoints, ShowProgress, StopOnInte
 from peftkit.training.checkpoints import newest_whole
 from peftkit.training.engines import build_trainer
 from peftkit.training.environment import Environment, check_environment
-from peftkit.training.prepare import check_metrics, completed, find_problems, load_rows, prepare_data
+from peftkit.training.prepare import PreparedData, check_metrics, completed, find_problems, load_rows, prepare_data
 from peftkit.training.record import Outcome, Timing, build_result, model_record, score_splits, scores_before
 from peftkit.training.scratch import lay_base
 from peftkit.training.setup import Setup
@@ -96,7 +96,7 @@ def run(recipe: Recipe, run_dir: Path | str, *, options: RunOptions = _DEFAULTS)
         run_dir.resolve()
     ):
         raise RunError(f"distillation.teacher lies in '{run_dir}', which this run replaces; choose another --run-dir")
-    _claim(run_dir, overwrite=options.overwrite)
+    claim(run_dir, overwrite=options.overwrite)
     return _run(recipe, run_dir, checkpoint=None, options=options)
 
 
@@ -114,12 +114,18 @@ def resume(run_dir: Path | str, *, options: RunOptions = _DEFAULTS) -> RunResult
         )
     if (run_dir / RUN_FILE).is_file():
         raise RunError(f"the run in '{run_dir}' is finished already; see it with  peftkit report {run_dir}")
+    checkpoint = found_checkpoint(run_dir, options)
+    return _run(Recipe.from_yaml(run_dir / RECIPE_FILE), run_dir, checkpoint=checkpoint, options=options)
+
+
+def found_checkpoint(run_dir: Path, options: RunOptions) -> Path | None:
+    """The checkpoint to resume a run from, announced; None: it starts anew."""
     console = options.console()
     checkpoint, passed_over = newest_whole(run_dir / CHECKPOINTS_DIR)
     for line in passed_over:
         console.print(f"warning: {line}")
     console.print(f"resuming from {checkpoint.name}" if checkpoint else "no checkpoint to resume from: starting anew")
-    return _run(Recipe.from_yaml(run_dir / RECIPE_FILE), run_dir, checkpoint=checkpoint, options=options)
+    return checkpoint
 
 
 def check(recipe: Recipe, *, options: RunOptions = _DEFAULTS) -> CheckReport:
@@ -145,8 +151,12 @@ def check(recipe: Recipe, *, options: RunOptions = _DEFAULTS) -> CheckReport:
     )
 
 
-def _claim(run_dir: Path, *, overwrite: bool) -> None:
-    """Make sure that nothing of a former run can be mixed up with the new one."""
+def claim(run_dir: Path, *, overwrite: bool) -> None:
+    """Make sure that nothing of a former run can be mixed up with the new one.
+
+    Raises:
+        RunError: the folder is in use, and may not be replaced.
+    """
     if run_dir.exists() and not run_dir.is_dir():
         raise RunError(f"'{run_dir}' is a file; choose a folder with --run-dir")
     left = sorted(path.name for path in run_dir.iterdir()) if run_dir.is_dir() else []
@@ -174,15 +184,8 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / RECIPE_FILE).write_text(recipe.to_yaml(), "utf-8")
 
-    loaded, task = load_rows(recipe)
-    recipe = lay_base(recipe, task, loaded.splits["train"], run_dir / BASE_DIR)
-    tokenizer = _tokenizer(recipe, options)
-    _check_models(recipe, task, tokenizer, rows=loaded.splits["train"], environment=environment)
-    data = prepare_data(recipe, loaded, task=task, tokenizer=tokenizer)
-    for line in (*data.loaded.notes, *data.warnings):
-        console.print(f"note: {line}")
-    recipe = completed(recipe, data)
-    check_metrics(recipe, data)
+    recipe, data = prepared(recipe, run_dir, environment=environment, options=options)
+    tokenizer = data.tokenizer
     (run_dir / RECIPE_FILE).write_text(recipe.to_yaml(), "utf-8")
 
     storage = storage_of(recipe, data.task.head(), dtype=environment.weight_dtype)
@@ -193,7 +196,7 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     trainer = build_trainer(setup, run_dir / CHECKPOINTS_DIR, callbacks=[progress, *recipe.method.callbacks()])
     before = scores_before(trainer, setup.data) if recipe.training.score_before else None
     with timing.training():
-        _train(trainer, run_dir, checkpoint=checkpoint, progress=progress)
+        train(trainer, run_dir, checkpoint=checkpoint, progress=progress)
     timing.examples_per_second = progress.rate(trainer.state.global_step)
 
     recipe.method.finish(trainer.model)
@@ -215,6 +218,26 @@ def _record(result: RunResult, run_dir: Path) -> None:
         shutil.rmtree(run_dir / served, ignore_errors=True)
 
 
+def prepared(
+    recipe: Recipe, run_dir: Path, *, environment: Environment, options: RunOptions
+) -> tuple[Recipe, PreparedData]:
+    """The recipe completed, with its rows checked and encoded; a model from scratch is laid in `run_dir`.
+
+    Raises:
+        PeftkitError: the recipe does not fit its data or its model.
+    """
+    loaded, task = load_rows(recipe)
+    recipe = lay_base(recipe, task, loaded.splits["train"], run_dir / BASE_DIR)
+    tokenizer = _tokenizer(recipe, options)
+    _check_models(recipe, task, tokenizer, rows=loaded.splits["train"], environment=environment)
+    data = prepare_data(recipe, loaded, task=task, tokenizer=tokenizer)
+    for line in (*data.loaded.notes, *data.warnings):
+        options.console().print(f"note: {line}")
+    recipe = completed(recipe, data)
+    check_metrics(recipe, data)
+    return recipe, data
+
+
 def _check_models(
     recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, *, rows: Dataset, environment: Environment
 ) -> None:
@@ -234,7 +257,12 @@ def _tokenizer(recipe: Recipe, options: RunOptions) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _train(trainer: HookedTrainer, run_dir: Path, *, checkpoint: Path | None, progress: ShowProgress) -> None:
+def train(trainer: HookedTrainer, run_dir: Path, *, checkpoint: Path | None, progress: ShowProgress) -> None:
+    """Train to the end, from a checkpoint if there is one.
+
+    Raises:
+        InterruptedRunError: the user stopped it.
+    """
     interrupt = StopOnInterrupt(progress.bar.console)
     trainer.add_callback(interrupt)
     trainer.add_callback(SealCheckpoints())

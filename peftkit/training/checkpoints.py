@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from peftkit.artifacts.digests import file_sha256
 from peftkit.methods import TuningMethod
@@ -24,8 +25,8 @@ MANIFEST = "peftkit_manifest.json"
 
 
 def save_tuned(model: Any, method: TuningMethod, checkpoint: Path) -> None:
-    """Add the trainable parameters of an adapter to a checkpoint; a model that trains as a whole has them there."""
-    if hasattr(model, "peft_config"):
+    """Add the trainable parameters of adapters to a checkpoint; a model that trains as a whole has them there."""
+    if not isinstance(model, PreTrainedModel):
         tensors = {
             name: weight.detach().contiguous() for name, weight in model.named_parameters() if weight.requires_grad
         }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
+from peftkit.recipe import Recipe, TrainingOptions
 from peftkit.training.distillation import Distilling
 from peftkit.training.execution import Execution
 from peftkit.training.regularization import Regularization
@@ -19,19 +20,11 @@ from peftkit.training.trl_trainer import trl_trainer
 def build_trainer(setup: Setup, checkpoints: Path, *, callbacks: Sequence[TrainerCallback]) -> HookedTrainer:
     """The trainer of a run; checkpoints go to the folder `checkpoints`."""
     recipe = setup.recipe
-    callbacks = list(callbacks)
-    if "tensorboard" in recipe.training.report_to:
-        # The engine's own choice of folder lies among the checkpoints, which go when the run is finished.
-        from torch.utils.tensorboard import SummaryWriter
-        from transformers.integrations import TensorBoardCallback
-
-        callbacks.append(TensorBoardCallback(SummaryWriter(str(checkpoints.parent / "tensorboard"))))
-    if recipe.training.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))
+    callbacks = [*callbacks, *asked_callbacks(recipe.training, checkpoints)]
     trainer = _trainer(setup, checkpoints, callbacks)
     trainer.remove_callback(PrinterCallback)
     trainer.setup = setup
-    trainer.reads_answers = not recipe.task.generates or best_metric(recipe).needs_answers
+    trainer.reads_answers = reads_answers(recipe)
     trainer.regularization = Regularization(setup.model, [part.start(setup.model) for part in recipe.regularizers])
     trainer.add_callback(trainer.regularization)
     trainer.execution = Execution(setup, trainer.regularization)
@@ -39,6 +32,25 @@ def build_trainer(setup: Setup, checkpoints: Path, *, callbacks: Sequence[Traine
     if trainer.distilling is not None:
         trainer.add_callback(trainer.distilling)
     return trainer
+
+
+def reads_answers(recipe: Recipe) -> bool:
+    """Whether answers are generated in evaluations that only watch the training."""
+    return not recipe.task.generates or best_metric(recipe).needs_answers
+
+
+def asked_callbacks(training: TrainingOptions, checkpoints: Path) -> list[TrainerCallback]:
+    """What a recipe asks to watch the training."""
+    callbacks: list[TrainerCallback] = []
+    if "tensorboard" in training.report_to:
+        # The engine's own choice of folder lies among the checkpoints, which go when the run is finished.
+        from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations import TensorBoardCallback
+
+        callbacks.append(TensorBoardCallback(SummaryWriter(str(checkpoints.parent / "tensorboard"))))
+    if training.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
+    return callbacks
 
 
 def _trainer(setup: Setup, checkpoints: Path, callbacks: Sequence[TrainerCallback]) -> HookedTrainer:

@@ -15,7 +15,7 @@ from peftkit.metrics import Metric
 from peftkit.outputs import labelled_logits
 from peftkit.regularizers import Pass
 from peftkit.tasks import ROW, Collator, Scored
-from peftkit.training.batching import FreshDraws, LengthGroupedSampler
+from peftkit.training.batching import LengthGroupedSampler
 from peftkit.training.checkpoints import restore_tuned, save_tuned
 from peftkit.training.distillation import Distilling, attended_tokens
 from peftkit.training.execution import Execution
@@ -60,7 +60,7 @@ class HookedTrainer(Trainer):
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> Any:
         # The data loader passes the epoch on to its data set on one device only.
-        if isinstance(self.train_dataset, FreshDraws):
+        if hasattr(self.train_dataset, "set_epoch"):
             self.train_dataset.set_epoch(epoch)
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
@@ -209,7 +209,7 @@ class HookedTrainer(Trainer):
         losses = [self._finite_step(*args, **kwargs)]
         if not self.gradients_checked:
             # GradScaler starts with a scale that overflows on purpose, so under fp16 only absence is a defect.
-            check_gradients(self.model, finite=self.args.fp16 is False)
+            check_gradients(self.setup.model, finite=self.args.fp16 is False)
             self.gradients_checked = True
         with self._repeating():
             self.regularization.after_backward(lambda: losses.append(self._finite_step(*args, **kwargs)))

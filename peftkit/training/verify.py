@@ -24,12 +24,15 @@ def check_best_score(trainer: HookedTrainer, splits: Mapping[str, SplitRecord]) 
     Raises:
         RunError: they do not, so a part of the checkpoint was lost.
     """
+    if VALIDATION in splits and not trainer.setup.recipe.method.runs_to_the_end:
+        name = str(trainer.setup.recipe.training.best_metric)
+        compare_with_best(trainer, splits[VALIDATION].metrics[name], name=name)
+
+
+def compare_with_best(trainer: HookedTrainer, found: float, *, name: str) -> None:
+    """What the loaded weights score, `found`, must be what the best checkpoint scored; see `check_best_score`."""
     best = trainer.state.best_metric
-    if best is None or VALIDATION not in splits or trainer.setup.recipe.method.runs_to_the_end:
-        return
-    name = str(trainer.setup.recipe.training.best_metric)
-    found = splits[VALIDATION].metrics[name]
-    if abs(found - best) > _SCORE_TOLERANCE:
+    if best is not None and abs(found - best) > _SCORE_TOLERANCE:
         raise RunError(
             f"the best checkpoint (step {trainer.state.best_global_step}) had {VALIDATION}_{name} {best:.6f} when it "
             f"was written, but {found:.6f} after loading it again; the checkpoints are kept: report this as a bug"
@@ -48,7 +51,7 @@ def check_reload(trainer: HookedTrainer, *, storage: Storage, run_dir: Path) -> 
     recipe = setup.recipe
     batch = recipe.task.evaluation_collator(setup.data.tokenizer)(probe.to_list())
     # The engine lets the forward pass of a model compute in its own precision; what is saved knows nothing of that.
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    model = trainer.accelerator.unwrap_model(setup.model, keep_fp32_wrapper=False)
     trained = logits_of(model.eval(), batch, task=recipe.task)
     loaded = load_tuned(run_dir, recipe.model, recipe.task.head(), storage=storage)
     reloaded = logits_of(on_device(loaded.model, trainer.args.device), batch, task=recipe.task)
