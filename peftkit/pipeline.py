@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from peftkit.distillation import Distillation
-from peftkit.errors import RecipeError
 from peftkit.recipe import (
     ModelSpec,
     NamedAugmentation,
@@ -23,14 +20,11 @@ from peftkit.recipe import (
     NamedSource,
     NamedTask,
     Recipe,
+    RecipeFile,
     TrainingOptions,
-    name_of,
     problem_at,
 )
-from peftkit.recipe_problems import describe_problems
 from peftkit.recipe_section import Section
-from peftkit.registry import plain_values
-from peftkit.yaml_source import YamlSource, read_yaml
 
 STAGES_KEY = "stages"
 """A recipe file with this key is a pipeline."""
@@ -68,13 +62,9 @@ class Stage(Section):
     """How the weights are trained."""
 
 
-class Pipeline(Section):
+class Pipeline(RecipeFile):
     """Stages that train one after the other, the last of which is the target."""
 
-    name: str | None = Field(None, pattern=r"^\w[\w.-]*$")
-    """Name of the pipeline, also of its folder; none: the file's name."""
-    description: str = ""
-    """One line for reports."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """The pipeline is run once with each; the first gives the model that is loaded."""
     model: NamedModel
@@ -143,42 +133,3 @@ class Pipeline(Section):
         if stage.max_length is not None:
             model = model.model_copy(update={"max_length": stage.max_length})
         return Recipe(**values | {"name": stage.name, "model": model, "seed": seed})
-
-    @classmethod
-    def from_source(cls, source: YamlSource, *, settings: Sequence[str] = ()) -> Pipeline:
-        """The pipeline in parsed YAML.
-
-        Raises:
-            RecipeError: every problem of the file at once, each with its dotted key and line.
-        """
-        source = source.with_settings(settings)
-        try:
-            pipeline = cls.model_validate(source.value)
-        except ValidationError as problem:
-            raise RecipeError(describe_problems(problem, source, root=cls)) from problem
-        if source.repeated:
-            raise RecipeError(describe_problems(None, source, root=cls))
-        return pipeline
-
-    def resolved(self) -> dict[str, Any]:
-        """Plain values with every default written out; reads back as an equal pipeline."""
-        values: dict[str, Any] = plain_values(self.model_dump())
-        return values
-
-    def to_yaml(self) -> str:
-        """`resolved` as YAML."""
-        return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True, width=120)
-
-
-def is_pipeline(path: Path) -> bool:
-    """Whether a file is there and is the recipe of a pipeline."""
-    return path.is_file() and STAGES_KEY in read_yaml(path).value
-
-
-def read_recipe(path: Path, *, settings: Sequence[str] = ()) -> Recipe | Pipeline:
-    """The recipe or pipeline in a file, with `a.b=c` settings laid over it; see `Recipe.from_yaml`."""
-    source = read_yaml(path)
-    if STAGES_KEY not in source.value:
-        return Recipe.from_yaml(path, settings=settings)
-    pipeline = Pipeline.from_source(source, settings=settings)
-    return pipeline if pipeline.name else pipeline.model_copy(update={"name": name_of(path)})

@@ -232,13 +232,60 @@ def name_of(path: Path) -> str:
     return re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "recipe"
 
 
-class Recipe(Section):
-    """What to tune, on what, how."""
+class RecipeFile(Section):
+    """What a recipe file says as a whole."""
 
     name: str | None = Field(None, pattern=r"^\w[\w.-]*$")
     """Name of the run, also of its folder: letters, digits, _ . and -; none: the file's name."""
     description: str = ""
     """One line for reports."""
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, *, settings: Sequence[str] = ()) -> Self:
+        """The recipe in a file, with `a.b=c` settings laid over it.
+
+        Raises:
+            RecipeError: every problem of the file at once, each with its dotted key and line.
+        """
+        path = Path(path)
+        recipe = cls.from_source(read_yaml(path), settings=settings)
+        return recipe if recipe.name else recipe.model_copy(update={"name": name_of(path)})
+
+    @classmethod
+    def from_text(cls, text: str, *, origin: str = "recipe", settings: Sequence[str] = ()) -> Self:
+        """The recipe in YAML text; see `from_yaml`."""
+        return cls.from_source(parse_yaml(text, origin=origin), settings=settings)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], *, origin: str) -> Self:
+        """The recipe in plain values, such as those that `run.json` keeps; see `from_yaml`."""
+        return cls.from_source(YamlSource(origin, dict(values), lines={}))
+
+    @classmethod
+    def from_source(cls, source: YamlSource, *, settings: Sequence[str] = ()) -> Self:
+        """The recipe in parsed YAML; see `from_yaml`."""
+        source = source.with_settings(settings)
+        try:
+            recipe = cls.model_validate(source.value)
+        except ValidationError as problem:
+            raise RecipeError(describe_problems(problem, source, root=cls)) from problem
+        if source.repeated:
+            raise RecipeError(describe_problems(None, source, root=cls))
+        return recipe
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain values with every default written out; reads back as an equal recipe."""
+        values: dict[str, Any] = plain_values(self.model_dump())
+        return values
+
+    def to_yaml(self) -> str:
+        """`resolved` as YAML."""
+        return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True, width=120)
+
+
+class Recipe(RecipeFile):
+    """What to tune, on what, how."""
+
     seed: int = Field(0, ge=0, lt=2**32)
     """Seeds every random draw: new weights, shuffling, dropout."""
     model: NamedModel
@@ -269,48 +316,6 @@ class Recipe(Section):
         for misfit in misfits(self):
             raise problem_at(misfit.at, misfit.problem, value=misfit.value)
         return self
-
-    @classmethod
-    def from_yaml(cls, path: str | Path, *, settings: Sequence[str] = ()) -> Recipe:
-        """The recipe in a file, with `a.b=c` settings laid over it.
-
-        Raises:
-            RecipeError: every problem of the file at once, each with its dotted key and line.
-        """
-        path = Path(path)
-        recipe = cls.from_source(read_yaml(path), settings=settings)
-        return recipe if recipe.name else recipe.model_copy(update={"name": name_of(path)})
-
-    @classmethod
-    def from_text(cls, text: str, *, origin: str = "recipe", settings: Sequence[str] = ()) -> Recipe:
-        """The recipe in YAML text; see `from_yaml`."""
-        return cls.from_source(parse_yaml(text, origin=origin), settings=settings)
-
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any], *, origin: str) -> Recipe:
-        """The recipe in plain values, such as those that `run.json` keeps; see `from_yaml`."""
-        return cls.from_source(YamlSource(origin, dict(values), lines={}))
-
-    @classmethod
-    def from_source(cls, source: YamlSource, *, settings: Sequence[str] = ()) -> Recipe:
-        """The recipe in parsed YAML; see `from_yaml`."""
-        source = source.with_settings(settings)
-        try:
-            recipe = cls.model_validate(source.value)
-        except ValidationError as problem:
-            raise RecipeError(describe_problems(problem, source, root=cls)) from problem
-        if source.repeated:
-            raise RecipeError(describe_problems(None, source, root=cls))
-        return recipe
-
-    def resolved(self) -> dict[str, Any]:
-        """Plain values with every default written out; reads back as an equal recipe."""
-        values: dict[str, Any] = plain_values(self.model_dump())
-        return values
-
-    def to_yaml(self) -> str:
-        """`resolved` as YAML."""
-        return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True, width=120)
 
     @property
     def sha256(self) -> str:

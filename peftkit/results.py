@@ -13,6 +13,7 @@ from peftkit.errors import RunError
 
 RUN_FILE = "run.json"
 PIPELINE_FILE = "pipeline.json"
+MULTI_TASK_FILE = "multi_task.json"
 FORMAT_VERSION = 1
 RANK_PREFIX = "rank/"
 """Begins the names of the values that hold a matrix' rank in the history of a run."""
@@ -255,14 +256,63 @@ class PipelineResult(_Part):
         return str(run_dir.resolve() / Path(path).relative_to(self.root)) if inside else path
 
 
+class JointTaskRecord(_Part):
+    """One of the tasks that were trained together."""
+
+    name: str
+    folder: str
+    """A finished run by itself, relative to that of all tasks."""
+    task: str
+    rows: int
+    """Training rows, as the model sees them: windows or blocks where the task makes such."""
+    share: float
+    """Of the micro-batches, that held rows of this task."""
+    passes: float
+    """Over its training rows."""
+    metric: str
+    """Its metric in `means`."""
+    metrics: Mapping[str, Mapping[str, float]]
+    """Scores by split."""
+    intervals: Mapping[str, Mapping[str, Interval]]
+    """Of `metrics`."""
+
+
+class MultiTaskResult(_Part):
+    """Several tasks that were trained together."""
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    recipe: Mapping[str, Any]
+    """The resolved recipe of all tasks."""
+    tasks: tuple[JointTaskRecord, ...]
+    means: Mapping[str, float]
+    """Over tasks, each by its own metric, on every split that all have."""
+    best_metric: str
+    """What chose the weights, on the validation rows: mean, or the metric of a task."""
+    best_step: int
+    cost: CostRecord
+
+    def write(self, run_dir: Path) -> None:
+        """Write `multi_task.json`; the file appears whole or not at all."""
+        _write(self, run_dir / MULTI_TASK_FILE)
+
+    @classmethod
+    def read(cls, run_dir: Path) -> MultiTaskResult:
+        """The result in the folder of several tasks; see `RunResult.read`."""
+        return _read(cls, run_dir / MULTI_TASK_FILE)
+
+
 def read_result(run_dir: Path) -> tuple[Path, RunResult]:
     """Folder and result of a finished run; of a pipeline those of its last stage.
 
     Raises:
-        RunError: see `RunResult.read`.
+        RunError: the folder holds several tasks, none of which is meant; see also `RunResult.read`.
     """
     if (run_dir / PIPELINE_FILE).is_file():
         return PipelineResult.read(run_dir).target(run_dir)
+    if (run_dir / MULTI_TASK_FILE).is_file():
+        folders = [str(run_dir / task.folder) for task in MultiTaskResult.read(run_dir).tasks]
+        raise RunError(f"'{run_dir}' holds several tasks; name the folder of one: {', '.join(folders)}")
     return run_dir, RunResult.read(run_dir)
 
 

@@ -16,23 +16,26 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+_SECTIONS = {"recipe", "recipe_fit", "recipe_problems", "recipe_section", "distillation"}
+RECIPES = _SECTIONS | {"pipeline", "multi_task", "recipe_files"}
+"""What a recipe file may say, and how it is read."""
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "results", "labels", "answers"}),
     frozenset({"registry", "yaml_source", "artifacts", "kernels", "layers"}),
     frozenset({"rewards"}),
     frozenset({"data", "tasks", "methods", "quantization", "losses", "metrics", "regularizers", "augmentations"}),
-    frozenset({"recipe", "recipe_fit", "recipe_problems", "recipe_section", "distillation", "pipeline"}),
+    frozenset(RECIPES),
     frozenset({"models", "storage", "heads", "stacking", "outputs", "padding_free", "report"}),
     frozenset({"foreign"}),
     frozenset({"training", "predictor", "planning"}),
     frozenset({"compare", "export", "serving"}),
-    frozenset({"stages"}),
+    frozenset({"stages", "joint"}),
     frozenset({"cli", "__main__"}),
 )
 """Top-level files and packages by level: a part imports only from the rows above its own."""
 ONE_UNIT = (
     {"errors", "results"},
-    {"recipe", "recipe_fit", "recipe_problems", "recipe_section", "distillation", "pipeline"},
+    RECIPES,
     {"models", "storage", "heads", "stacking"},
     {"cli", "__main__"},
 )
@@ -45,19 +48,8 @@ HEAVY = frozenset({"torch", "transformers", "peft", "accelerate", "trl", "bitsan
 )
 """What takes a second or more to import."""
 HEAVY_ALLOWED = frozenset(
-    {
-        "kernels",
-        "layers",
-        "training",
-        "models",
-        "padding_free",
-        "storage",
-        "heads",
-        "stacking",
-        "outputs",
-        "foreign",
-        "stages",
-    }
+    {"kernels", "layers", "training", "models", "storage", "heads", "stacking", "outputs", "padding_free", "foreign"}
+    | {"stages", "joint"}
 )
 
 

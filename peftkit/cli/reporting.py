@@ -18,12 +18,17 @@ def report(
     """
     from peftkit.errors import CapabilityError
     from peftkit.report import REPORT_FILE, write_report
-    from peftkit.results import read_result
+    from peftkit.results import MULTI_TASK_FILE, MultiTaskResult, read_result
 
-    folder, result = read_result(run_dir)
     path = run_dir / REPORT_FILE
-    if not path.is_file():
-        path = write_report(result, folder)
+    if (run_dir / MULTI_TASK_FILE).is_file():
+        from peftkit.joint.page import write_page
+
+        path = write_page(MultiTaskResult.read(run_dir), run_dir)
+    else:
+        folder, result = read_result(run_dir)
+        if not path.is_file():
+            path = write_report(result, folder)
     typer.echo(str(path))
     if open_it:
         import webbrowser

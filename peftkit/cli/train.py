@@ -12,6 +12,7 @@ from peftkit.cli.group import PluginFiles, Settings, TrustRemoteCode, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from peftkit.multi_task import MultiTask
     from peftkit.pipeline import Pipeline
     from peftkit.recipe import Recipe
     from peftkit.results import RunResult
@@ -46,13 +47,14 @@ def run(  # noqa: PLR0913 - typer makes each option from a parameter
         raise UsageError("name a recipe file, or a stopped run with --resume DIR")
 
     from peftkit.cli.plugin_files import load_plugin_files
-    from peftkit.pipeline import Pipeline, is_pipeline, read_recipe
+    from peftkit.multi_task import MultiTask
+    from peftkit.pipeline import Pipeline
+    from peftkit.recipe_files import read_recipe
 
     load_plugin_files(plugin)
     # The recipe comes before the import of the training code, which takes seconds: its problems shall show at once.
-    loaded = read_recipe(recipe, settings=settings or ()) if recipe else None
-    if resume is not None and is_pipeline(resume / "recipe.yaml"):
-        loaded = read_recipe(resume / "recipe.yaml")
+    file = recipe or _stored(resume)
+    loaded = read_recipe(file, settings=settings or ()) if file else None
     folder = resume or run_dir or Path("runs", str(loaded.name if loaded else ""))
     if not quiet:
         typer.echo(f"{_in_short(loaded)} -> {folder}" if loaded else f"resuming {folder}", err=True)
@@ -62,9 +64,18 @@ def run(  # noqa: PLR0913 - typer makes each option from a parameter
     options = training.RunOptions(overwrite=overwrite, trust_remote_code=trust_remote_code, show_progress=not quiet)
     if isinstance(loaded, Pipeline):
         _run_stages(loaded, folder, options)
-        return
-    result = training.run(loaded, folder, options=options) if loaded else training.resume(folder, options=options)
-    _print_result(result, folder)
+    elif isinstance(loaded, MultiTask):
+        _run_tasks(loaded, folder, options, resumes=resume is not None)
+    elif loaded is None or resume is not None:
+        _print_result(training.resume(folder, options=options), folder)
+    else:
+        _print_result(training.run(loaded, folder, options=options), folder)
+
+
+def _stored(run_dir: Path | None) -> Path | None:
+    """The recipe in a run folder, if it is there."""
+    path = run_dir / "recipe.yaml" if run_dir else None
+    return path if path and path.is_file() else None
 
 
 def _run_stages(pipeline: Pipeline, folder: Path, options: RunOptions) -> None:
@@ -89,6 +100,27 @@ def _run_stages(pipeline: Pipeline, folder: Path, options: RunOptions) -> None:
     print_pairs(pairs.items())
 
 
+def _run_tasks(recipe: MultiTask, folder: Path, options: RunOptions, *, resumes: bool) -> None:
+    import shlex
+
+    from rich.console import Console
+
+    from peftkit.cli.output import print_pairs
+    from peftkit.joint.page import table
+    from peftkit.joint.running import resume_tasks, run_tasks
+    from peftkit.report import REPORT_FILE
+
+    result = resume_tasks(folder, options=options) if resumes else run_tasks(recipe, folder, options=options)
+    Console().print(table(result))
+    first = folder / result.tasks[0].folder
+    pairs = {
+        "tasks": ", ".join(str(folder / task.folder) for task in result.tasks),
+        "report": str(folder / REPORT_FILE),
+        "next": f'peftkit predict {shlex.quote(str(first))} "..."',
+    }
+    print_pairs(pairs.items())
+
+
 def check(
     recipe: Annotated[Path, _RecipeFile],
     settings: Settings = None,
@@ -101,12 +133,16 @@ def check(
     """
     from peftkit.cli.plugin_files import load_plugin_files
     from peftkit.errors import DataError
-    from peftkit.pipeline import Pipeline, read_recipe
+    from peftkit.multi_task import MultiTask
+    from peftkit.pipeline import Pipeline
+    from peftkit.recipe_files import read_recipe
 
     load_plugin_files(plugin)
     loaded = read_recipe(recipe, settings=settings or ())
     if isinstance(loaded, Pipeline):
         recipes = [loaded.recipe(stage, model=loaded.model, seed=loaded.seeds[0]) for stage in loaded.stages]
+    elif isinstance(loaded, MultiTask):
+        recipes = [loaded.recipe(task) for task in loaded.tasks]
     else:
         recipes = [loaded]
     errors = [error for part in recipes for error in _check_one(part, trust_remote_code=trust_remote_code)]
@@ -149,9 +185,11 @@ def _refuse_with_resume(**given: object) -> None:
             raise UsageError(f"--resume and {option} exclude each other: {reasons[name]}")
 
 
-def _in_short(recipe: Recipe | Pipeline) -> str:
+def _in_short(recipe: Recipe | Pipeline | MultiTask) -> str:
     if hasattr(recipe, "stages"):
         return f"{recipe.name}: {', '.join(stage.name for stage in recipe.stages)} on {recipe.model.title}"
+    if hasattr(recipe, "tasks"):
+        return f"{recipe.name}: {', '.join(recipe.tasks)} with {recipe.method.name} on {recipe.model.title}"
     return f"{recipe.name}: {recipe.task.name} with {recipe.method.name} on {recipe.model.title}"
 
 

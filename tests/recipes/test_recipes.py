@@ -10,9 +10,9 @@ import pytest
 from datasets import Dataset
 
 from peftkit.artifacts import Artifact
-from peftkit.pipeline import read_recipe
 from peftkit.predictor import load
 from peftkit.recipe import Recipe
+from peftkit.recipe_files import read_recipe
 from peftkit.results import ArtifactRecord
 from peftkit.training import RunOptions, run
 

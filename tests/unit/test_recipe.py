@@ -13,11 +13,10 @@ from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ValidationError
 
 from peftkit.errors import RecipeError
-from peftkit.pipeline import is_pipeline
 from peftkit.recipe import KINDS, Recipe, json_schema
+from peftkit.recipe_files import kind_of
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
-SHIPPED = [path for path in RECIPES if not is_pipeline(path)]
+SHIPPED = [path for path in sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml")) if kind_of(path) is Recipe]
 
 GOOD = """\
 model: org/tiny
