@@ -109,10 +109,9 @@ class MultiTask(RecipeFile):
     @model_validator(mode="after")
     def _tasks_fit(self) -> MultiTask:
         for name in self.tasks:
-            if not _NAME.fullmatch(name):
-                raise problem_at(
-                    ("tasks", name), f"{name!r} cannot name a folder; use letters, digits, _ and -", value=name
-                )
+            if not _NAME.fullmatch(name) or name == MEAN:
+                why = "names the mean of all tasks" if name == MEAN else "cannot name a folder"
+                raise problem_at(("tasks", name), f"{name!r} {why}; use other letters, digits, _ and -", value=name)
         self._check_method()
         self._check_best_metric()
         for name, part in self.tasks.items():

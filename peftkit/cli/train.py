@@ -57,7 +57,7 @@ def run(  # noqa: PLR0913 - typer makes each option from a parameter
     loaded = read_recipe(file, settings=settings or ()) if file else None
     folder = resume or run_dir or Path("runs", str(loaded.name if loaded else ""))
     if not quiet:
-        typer.echo(f"{_in_short(loaded)} -> {folder}" if loaded else f"resuming {folder}", err=True)
+        typer.echo(f"resuming {folder}" if resume or not loaded else f"{_in_short(loaded)} -> {folder}", err=True)
 
     from peftkit import training
 

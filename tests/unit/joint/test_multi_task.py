@@ -46,7 +46,11 @@ def test_sampling_may_be_a_name(joint: MakeJoint) -> None:
     [
         ({"tasks": {}}, r"tasks .*at least 1"),
         ({"tasks.new task": {"task": "causal_lm"}}, r"tasks.new task.data .*is required but absent"),
-        ({"rename": "two words"}, r"tasks.two words .*'two words' cannot name a folder; use letters, digits, _ and -"),
+        (
+            {"rename": "two words"},
+            r"tasks.two words .*'two words' cannot name a folder; use other letters, digits, _ and -",
+        ),
+        ({"rename": "mean"}, r"tasks.mean .*'mean' names the mean of all tasks; use other"),
         ({"tasks.mood.method": "lora"}, r"tasks.mood.method .*unknown key"),
         ({"tasks.mood.weight": 0}, r"tasks.mood.weight .*more than 0"),
         (
