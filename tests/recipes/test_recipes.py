@@ -27,6 +27,7 @@ EXPECTED = {
     "imdb_lora",
     "local_csv",
     "python_docs_clm",
+    "reward_model_lora",
     "rte_lora",
     "scratch_bert",
     "scratch_gpt",
