@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CHUNK = 2**24
+CHUNK = 2**23
 """Logits that are held at a time."""
 
 Compute = Callable[[Tensor, Tensor], Tensor]

@@ -8,7 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from peftkit.kernels.label_loss import HeadInput, label_loss
+from peftkit.kernels.lora_linear import fuse_lora, unfuse_lora
+from peftkit.kernels.recompute import Recomputation, pays_back
 from peftkit.labels import IGNORED
+from peftkit.layers.blocks import block_lists
 from peftkit.padding_free import PaddingFree, padding_free_problem
 from peftkit.tasks import Task
 from peftkit.training.regularization import Regularization
@@ -23,6 +26,10 @@ class Execution:
         self.problems = {"padding_free": _padding_problem(setup), "label_loss": _label_problem(setup, regularization)}
         """Why what could be done is not, by its name; None where it is."""
         self.padding_free = PaddingFree(setup.model) if self.problems["padding_free"] is None else None
+        self.fused_layers = fuse_lora(setup.model)
+        self.problems["recomputation"] = _recomputation_problem(setup)
+        blocks = [block for stack in block_lists(setup.model).values() for block in stack]
+        self.recomputation = Recomputation(setup.model, blocks) if self.problems["recomputation"] is None else None
 
     def loss(self, model: Any, batch: Mapping[str, Any], items: Tensor) -> Tensor | None:
         """The task's loss of a training batch without logits of tokens that have no label; None if it cannot be so."""
@@ -49,12 +56,16 @@ class Execution:
         problems = dict(self.problems)
         if self.padding_free is not None and self.padding_free.padded and not self.padding_free.packed:
             problems["padding_free"] = "the method or task reads more than hidden states of the model"
-        return {name: "on" if problem is None else f"off: {problem}" for name, problem in problems.items()}
+        described = {name: "on" if problem is None else f"off: {problem}" for name, problem in problems.items()}
+        return {**described, "fused_lora_layers": str(self.fused_layers)}
 
     def remove(self) -> None:
         """Leave the model as plain libraries know it."""
         if self.padding_free is not None:
             self.padding_free.remove()
+        if self.recomputation is not None:
+            self.recomputation.remove()
+        unfuse_lora(self.setup.model)
 
 
 def _padding_problem(setup: Setup) -> str | None:
@@ -83,4 +94,20 @@ def _label_problem(setup: Setup, regularization: Regularization) -> str | None:
         return "regularizers read all logits"
     if setup.environment.precision == "fp16":
         return "fp16 scales gradients after the loss"
+    return None
+
+
+def _recomputation_problem(setup: Setup) -> str | None:
+    recipe = setup.recipe
+    if recipe.training.gradient_checkpointing:
+        return "gradient checkpointing recomputes whole blocks"
+    if not recipe.method.allows_gradient_checkpointing:
+        return f"method {recipe.method.name!r} does not allow it"
+    part = next((part.name for part in recipe.regularizers if not part.allows_gradient_checkpointing), None)
+    if part is not None:
+        return f"regularizer {part!r} does not allow it"
+    if recipe.distillation is not None or recipe.task.engine is not None:
+        return "other programs look into the blocks"
+    if not pays_back(block for stack in block_lists(setup.model).values() for block in stack):
+        return "the norms of the model keep little"
     return None
