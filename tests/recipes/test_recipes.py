@@ -21,6 +21,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 EXPECTED = {
     "bbh_multiple_choice",
     "dpo_lora",
+    "distill_sst2_3_layers",
     "e2e_lora",
     "emotion_multiclass_lora",
     "gsm8k_instruct_lora",
