@@ -24,6 +24,7 @@ EXPECTED = {
     "distill_sst2_3_layers",
     "e2e_lora",
     "emotion_multiclass_lora",
+    "grpo_lora",
     "gsm8k_instruct_lora",
     "imdb_lora",
     "local_csv",
