@@ -28,7 +28,7 @@ from peftkit.losses import Loss, losses
 from peftkit.methods import TuningMethod, methods
 from peftkit.metrics import Metric, metrics
 from peftkit.quantization import Quantizer, quantizers
-from peftkit.recipe_fit import misfits
+from peftkit.recipe_fit import Misfit, misfits
 from peftkit.recipe_problems import describe_problems
 from peftkit.recipe_section import Section
 from peftkit.registry import From, Registry, plain_values
@@ -223,8 +223,12 @@ NamedModel = Annotated[ModelSpec, BeforeValidator(_model_by_id, json_schema_inpu
 
 def problem_at(path: tuple[str | int, ...], message: str, *, value: Any) -> ValidationError:
     """A problem between parts of a recipe, shown at the key where it is best repaired."""
+    return ValidationError.from_exception_data("Recipe", [_detail(path, message, value)])
+
+
+def _detail(path: tuple[str | int, ...], message: str, value: Any) -> InitErrorDetails:
     kind = PydanticCustomError("parts_do_not_fit", "{message}", {"message": message})
-    return ValidationError.from_exception_data("Recipe", [InitErrorDetails(type=kind, loc=path, input=value)])
+    return InitErrorDetails(type=kind, loc=path, input=value)
 
 
 def name_of(path: Path) -> str:
@@ -313,8 +317,11 @@ class Recipe(RecipeFile):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
+        first: dict[tuple[str, ...], Misfit] = {}
         for misfit in misfits(self):
-            raise problem_at(misfit.at, misfit.problem, value=misfit.value)
+            first.setdefault(misfit.at, misfit)
+        if first:
+            raise ValidationError.from_exception_data("Recipe", [_detail(*misfit) for misfit in first.values()])
         return self
 
     @property
