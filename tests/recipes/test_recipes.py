@@ -46,6 +46,7 @@ EXPECTED = {
     "sst2_prefix",
     "sst2_qlora_nf4",
     "stsb_lora",
+    "wnut17_crf_lora",
     "wnut17_lora",
 }
 
