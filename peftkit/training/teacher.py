@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from peftkit.artifacts import locate_model
 from peftkit.artifacts.digests import digest_over
 from peftkit.data.progress_bars import hidden_progress_bars
-from peftkit.errors import CapabilityError, RecipeError
+from peftkit.errors import ArtifactError, CapabilityError, RecipeError
 from peftkit.heads import unstored
 from peftkit.layers.blocks import block_lists
 from peftkit.models import (
@@ -99,7 +99,10 @@ class Teacher:
     @classmethod
     def _of_model(cls, name: str, recipe: Recipe, task: Task) -> Teacher:
         spec = ModelSpec(id=name, max_length=recipe.model.max_length)
-        config = base_config(spec)
+        try:
+            config = base_config(spec)
+        except ArtifactError as problem:
+            raise ArtifactError(f"{_KEY}: '{name}' is no folder of a run, and no model: {problem}") from problem
         bare = skeleton(spec, task.head())
         untrained = sorted(unstored(bare.model, config)) if config.architectures else ["every weight of its head"]
         if untrained:

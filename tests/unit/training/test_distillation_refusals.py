@@ -114,6 +114,13 @@ def test_teachers_of_something_else(
     assert_refused(make_student(tiny_bert, distillation={"teacher": str(teacher)}, **sections), message, kind=kind)
 
 
+def test_teachers_that_are_nowhere(make_student: MakeStudent, tiny_bert: Path, tmp_path: Path) -> None:
+    nowhere = tmp_path / "no_run"
+    recipe = make_student(tiny_bert, distillation={"teacher": str(nowhere)})
+    with pytest.raises(PeftkitError, match=rf"distillation\.teacher: '{nowhere}' is no folder of a run, and no model"):
+        check(recipe)
+
+
 def test_models_without_a_trained_head(make_student: MakeStudent, tiny_bert: Path, tmp_path: Path) -> None:
     message = r"distillation.teacher: '.*' was not trained for task 'sequence_classification' \(it lacks "
     assert_refused(make_student(tiny_bert, distillation={"teacher": str(tiny_bert)}), message, kind=CapabilityError)
