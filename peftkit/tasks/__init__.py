@@ -252,7 +252,10 @@ class Task(Component):
         return logits, labels
 
     def items(self, batch: Mapping[str, Any]) -> Tensor:
-        """How many label values a batch holds: what the summed loss of an optimizer step is divided by."""
+        """How many label values a batch holds: what the summed loss of an optimizer step is divided by.
+
+        A loss of several parts has a divisor for each, that of the labels first.
+        """
         items: Tensor = (batch["labels"] != IGNORED).sum()
         return items
 

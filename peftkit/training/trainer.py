@@ -102,7 +102,10 @@ class HookedTrainer(Trainer):
             return Pass(other, labelled_logits(output, inputs, task=task))
 
         if model.training:
-            loss = self.regularization.compared(loss, lambda: labelled_logits(outputs, inputs, task=task), again, items)
+            labelled = items.reshape(-1)[0]  # a task with several divisors has that of its labels first
+            loss = self.regularization.compared(
+                loss, lambda: labelled_logits(outputs, inputs, task=task), again, labelled
+            )
             loss = loss * self.regularization.loss_share
         # Devices average their gradients, and the loss was divided by the items of all.
         loss = loss * self.accelerator.num_processes
