@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 CHUNK = 2**23
 """Logits that are held at a time."""
@@ -32,15 +33,37 @@ def label_loss(states: Tensor, labels: Tensor, head: nn.Module, loss: Compute) -
     if not len(states):
         return states.sum() * 0.0
     weights = [weight for weight in head.parameters() if weight.requires_grad]
-    with torch.no_grad():
-        vocabulary = head(states[:1]).shape[-1]
-    chunk = max(1, CHUNK // vocabulary)
+    chunk = _chunk(states, head)
 
     def compute(part: Tensor, wanted: Tensor) -> Tensor:
         return loss(head(part), wanted)
 
     found: Tensor = _ChunkedLoss.apply(states, labels, compute, chunk, *weights)  # type: ignore[no-untyped-call] # torch's
     return found
+
+
+@torch.no_grad()
+def label_scores(states: Tensor, labels: Tensor, head: nn.Module, loss: Compute) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of `loss` as in `label_loss`; -log p of each label; whether it is the likeliest of all (tokens,)."""
+    total, lost, right = torch.zeros((), device=states.device), [states.new_zeros(0, dtype=torch.float32)], []
+    right.append(labels.new_zeros(0, dtype=torch.bool))
+    for part, wanted in zip(*(torch.split(whole, _chunk(states, head)) for whole in (states, labels)), strict=True):
+        if not len(part):
+            continue
+        logits = head(part)
+        total += loss(logits, wanted)
+        lost.append(cross_entropy(logits.float(), wanted, reduction="none"))
+        right.append(logits.argmax(-1) == wanted)
+    return total, torch.cat(lost), torch.cat(right)
+
+
+def _chunk(states: Tensor, head: nn.Module) -> int:
+    """Tokens that are computed at a time."""
+    if not len(states):
+        return 1
+    with torch.no_grad():
+        vocabulary: int = head(states[:1]).shape[-1]
+    return max(1, CHUNK // vocabulary)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -83,11 +106,16 @@ class HeadInput:
         return (args[0][:, -1:],)
 
     def explains(self, logits: Tensor) -> bool:
-        """Whether the model's logits (rows, 1, vocabulary) are the head's, and nothing is done to them afterwards."""
+        """Whether the model's logits (rows, 1, vocabulary) are the head's, and nothing is done to them afterwards.
+
+        From here on the head sees everything again.
+        """
         if self.states is None or logits.shape[:2] != (len(self.states), 1):
             return False
+        self.remove()
         with torch.no_grad():
-            return torch.equal(self.head(self.states[:, -1]), logits[:, 0])
+            # Of the shape that the model gave: products of another shape may be summed in another order.
+            return torch.equal(self.head(self.states[:, -1:]), logits)
 
     def remove(self) -> None:
         """Let the head see everything again."""

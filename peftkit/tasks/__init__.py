@@ -114,6 +114,21 @@ class Scored:
     rewards: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class TokenScores:
+    """What tells how likely labels are, in place of a language model's output with all its logits.
+
+    Args:
+        labels: (rows, length), -100 where there is none.
+        losses: (tokens,) -log p of the labels that are there, row by row.
+        right: (tokens,) whether they are the model's first choice.
+    """
+
+    labels: Tensor
+    losses: Tensor
+    right: Tensor
+
+
 class Criterion(Protocol):
     """A loss, as a task uses it."""
 
@@ -140,6 +155,8 @@ class Task(Component):
     """Whether a row is one text, or pair of texts, with one label, so that rows can be mixed with their labels."""
     generates: ClassVar[bool] = False
     """Whether answers are generated token by token, so that they take much longer than the loss."""
+    reads_likelihoods: ClassVar[bool] = False
+    """Whether `read` takes `TokenScores` in place of a model's output."""
     streams: ClassVar[bool] = False
     """Whether any few rows can be encoded without the others, so that rows may come from a stream of texts."""
     draws: ClassVar[bool] = False

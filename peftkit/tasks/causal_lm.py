@@ -27,6 +27,7 @@ class CausalLM(LanguageModel):
     """
 
     streams: ClassVar[bool] = True
+    reads_likelihoods: ClassVar[bool] = True
 
     pack: bool = True
     """Join all texts, each closed by the end token, and cut them into blocks of model.max_length tokens; false: every

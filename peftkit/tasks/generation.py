@@ -10,7 +10,7 @@ from pydantic import Field
 
 from peftkit.errors import CapabilityError, DataError
 from peftkit.labels import IGNORED
-from peftkit.tasks import ROW, Collator, Encoded, Head, Scored, Task
+from peftkit.tasks import ROW, Collator, Encoded, Head, Scored, Task, TokenScores
 from peftkit.tasks.padding import padded
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class GenerationTask(Task):
     """Prompt in, text out, on decoders and on encoder-decoders; the loss is that of the completion's tokens alone."""
 
     generates: ClassVar[bool] = True
+    reads_likelihoods: ClassVar[bool] = True
 
     architecture: Literal["decoder", "encoder_decoder"] | None = None
     """Kind of base model; none: what its configuration says."""
@@ -101,7 +102,7 @@ class GenerationTask(Task):
         rows = len(batch["input_ids"])
         likelihoods = [(0.0, 0.0, 0.0)] * rows
         if "labels" in batch:
-            likelihoods = token_likelihoods(*self.aligned(self.logits(output), batch["labels"]))
+            likelihoods = likelihoods_of(self, output, batch["labels"])
         if not generate:
             return [Generated(likelihood) for likelihood in likelihoods]
         texts = self._generate(model, self._prompts(batch))
@@ -309,16 +310,32 @@ def token_likelihoods(logits: Tensor, labels: Tensor) -> list[tuple[float, float
         logits: (rows, tokens, vocabulary), each beside the label it predicts.
         labels: (rows, tokens), -100 where there is none.
     """
-    import torch
     from torch.nn.functional import cross_entropy
 
     there = labels != IGNORED
-    row = there.nonzero()[:, 0]
     chosen, wanted = logits[there].float(), labels[there]
-    sums = torch.zeros(len(labels), 3, dtype=torch.float64, device=logits.device)
-    sums[:, 0].index_add_(0, row, cross_entropy(chosen, wanted, reduction="none").double())
+    losses = cross_entropy(chosen, wanted, reduction="none")
+    return _by_row(TokenScores(labels, losses, chosen.argmax(-1) == wanted))
+
+
+def likelihoods_of(task: Task, output: Any, labels: Tensor) -> list[tuple[float, float, float]]:
+    """`token_likelihoods` of a model's output, or of what stands in its place."""
+    if isinstance(output, TokenScores):
+        return _by_row(output)
+    logits, labels = task.aligned(task.logits(output), labels)
+    # Row by row: all logits of a batch in float32 are the largest tensor of an evaluation.
+    return [token_likelihoods(*(part[None] for part in pair))[0] for pair in zip(logits, labels, strict=True)]
+
+
+def _by_row(scores: TokenScores) -> list[tuple[float, float, float]]:
+    import torch
+
+    there = scores.labels != IGNORED
+    row = there.nonzero()[:, 0]
+    sums = torch.zeros(len(there), 3, dtype=torch.float64, device=there.device)
+    sums[:, 0].index_add_(0, row, scores.losses.double())
     sums[:, 1] = there.sum(dim=1)
-    sums[:, 2].index_add_(0, row, (chosen.argmax(-1) == wanted).double())
+    sums[:, 2].index_add_(0, row, scores.right.double())
     return [(float(loss), float(count), float(right)) for loss, count, right in sums.tolist()]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from peftkit.errors import DataError
 from peftkit.tasks import ROW, Encoded, Scored, Task
-from peftkit.tasks.generation import token_likelihoods
+from peftkit.tasks.generation import likelihoods_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,9 +59,7 @@ class LanguageModel(RunningText):
         self, model: PreTrainedModel, batch: Mapping[str, Any], output: Any, *, generate: bool = True
     ) -> list[Any]:
         """The likelihood of each feature's labels: three numbers, as in `Scored.likelihood`."""
-        logits, labels = self.aligned(self.logits(output), batch["labels"])
-        # Row by row: all logits of a batch in float32 are the largest tensor of an evaluation.
-        return [token_likelihoods(*(part[None] for part in pair))[0] for pair in zip(logits, labels, strict=True)]
+        return list(likelihoods_of(self, output, batch["labels"]))
 
     def references(self, encoded: Encoded) -> np.ndarray:
         """None to compare with.

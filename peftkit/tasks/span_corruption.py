@@ -29,6 +29,7 @@ class SpanCorruption(LanguageModel):
     """
 
     streams: ClassVar[bool] = True
+    reads_likelihoods: ClassVar[bool] = True
     draws: ClassVar[bool] = True
 
     noise_density: float = Field(0.15, gt=0, lt=1)

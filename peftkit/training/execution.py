@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from peftkit.kernels.label_loss import HeadInput, label_loss
+from peftkit.kernels.label_loss import HeadInput, label_loss, label_scores
 from peftkit.kernels.lora_linear import fuse_lora, unfuse_lora
 from peftkit.kernels.recompute import Recomputation, pays_back
 from peftkit.labels import IGNORED
 from peftkit.layers.blocks import block_lists
 from peftkit.padding_free import PaddingFree, padding_free_problem
-from peftkit.tasks import Task
+from peftkit.tasks import Task, TokenScores
 from peftkit.training.regularization import Regularization
 from peftkit.training.setup import Setup
 
@@ -33,9 +33,32 @@ class Execution:
 
     def loss(self, model: Any, batch: Mapping[str, Any], items: Tensor) -> Tensor | None:
         """The task's loss of a training batch without logits of tokens that have no label; None if it cannot be so."""
-        if self.problems["label_loss"] is not None:
+        read = self._labelled(model, batch)
+        if read is None:
             return None
-        task, criterion = self.setup.recipe.task, self.setup.criterion
+        states, labels, head = read
+        there, criterion = labels != IGNORED, self.setup.criterion
+        return label_loss(
+            states[there], labels[there], head, lambda logits, wanted: criterion.compute(logits, wanted, items)
+        )
+
+    def scored(self, model: Any, batch: Mapping[str, Any], items: Tensor) -> tuple[Tensor, TokenScores] | None:
+        """`loss` of a batch that is not trained on, with what the task reads of it; None if it cannot be so."""
+        read = self._labelled(model, batch) if self.setup.recipe.task.reads_likelihoods else None
+        if read is None:
+            return None
+        states, labels, head = read
+        there, criterion = labels != IGNORED, self.setup.criterion
+        loss, *scores = label_scores(
+            states[there], labels[there], head, lambda logits, wanted: criterion.compute(logits, wanted, items)
+        )
+        return loss, TokenScores(labels, *scores)
+
+    def _labelled(self, model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Any] | None:
+        """States (rows, length, width) that the head is to read, their labels (rows, length), and the head."""
+        if self.problems["label_loss"] is not None or "labels" not in batch:
+            return None
+        task = self.setup.recipe.task
         head = HeadInput(self.setup.model.get_output_embeddings())
         try:
             output = task.forward(model, batch)
@@ -46,10 +69,7 @@ class Execution:
             return None
         labels = batch["labels"]
         states, labels = task.aligned(head.states[:, -labels.shape[1] :], labels)  # virtual tokens stand in front
-        there = labels != IGNORED
-        return label_loss(
-            states[there], labels[there], head.head, lambda logits, wanted: criterion.compute(logits, wanted, items)
-        )
+        return states, labels, head.head
 
     def described(self) -> Mapping[str, str]:
         """What was done, and why what was not done was not, for the report."""

@@ -118,6 +118,8 @@ class HookedTrainer(Trainer):
         task = self.setup.recipe.task
         if model.training and (loss := self.execution.loss(model, inputs, items)) is not None:
             return loss, None
+        if not model.training and (scored := self.execution.scored(model, inputs, items)) is not None:
+            return scored
         distilling = self.distilling if model.training else None
         with nullcontext() if distilling is None else distilling.watching():
             output = task.forward(model, inputs)

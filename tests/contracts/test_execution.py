@@ -18,7 +18,9 @@ from peftkit.padding_free import PaddingFree, padding_free_problem
 from peftkit.tasks import DRAW, ROW
 from peftkit.training import _tokenizer
 from peftkit.training.environment import check_environment
+from peftkit.training.execution import Execution
 from peftkit.training.prepare import completed, load_rows, prepare_data
+from peftkit.training.regularization import Regularization
 from peftkit.training.scratch import lay_base
 from peftkit.training.setup import Setup
 from peftkit.training.tuning import tuned_model
@@ -90,6 +92,32 @@ def test_tasks_take_the_same_steps_without_padding(case: TaskCase, checkpoint: C
     assert engine.padded == 0
     assert packed == pytest.approx(padded, rel=2e-4, abs=2e-5)
     assert padded[-1] != pytest.approx(padded[0], rel=1e-3), "it learns, or nothing was compared"
+
+
+LIKELY = [case for case in CASES if case.task["name"] in ("causal_lm", "instruction_tuning", "summarization")]
+
+
+@pytest.mark.parametrize("case", LIKELY, ids=[f"{place}-{case.name}" for place, case in enumerate(LIKELY)])
+def test_evaluations_read_the_same_without_all_logits(case: TaskCase, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    setup = prepared(case, without_dropout(checkpoint(case.model), tmp_path / "model"), tmp_path)
+    task, model = setup.recipe.task, setup.model.eval()
+    features = setup.data.features["train"].to_list()[:4]
+    batch = {
+        name: part for name, part in task.evaluation_collator(setup.data.tokenizer)(features).items() if name != ROW
+    }
+    items = task.items(batch).clamp(min=1)
+    with torch.no_grad():
+        plain = task.forward(model, batch)
+        wanted = task.loss(plain, batch, criterion=setup.criterion, items=items)
+        execution = Execution(setup, Regularization(model, []))
+        scored = execution.scored(model, batch, items)
+        assert scored is not None, execution.problems
+        loss, output = scored
+        pairs = zip(*(task.read(model, batch, part, generate=False) for part in (output, plain)), strict=True)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    for found, expected in pairs:
+        numbers = (getattr(part, "likelihood", part) for part in (found, expected))
+        assert next(numbers) == pytest.approx(next(numbers), rel=1e-5)
 
 
 def prepared(case: TaskCase, model: Path, folder: Path) -> Setup:

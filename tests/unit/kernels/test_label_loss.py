@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from peftkit.kernels import label_loss as kernel
-from peftkit.kernels.label_loss import HeadInput, label_loss
+from peftkit.kernels.label_loss import HeadInput, label_loss, label_scores
 from peftkit.losses import losses
 
 
@@ -49,6 +49,22 @@ def test_loss_and_gradients_are_plain_autograds(
         assert (one is None) == (other is None)
         if one is not None:
             torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 7, 12])
+def test_scores_in_chunks_are_those_of_all_logits(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "CHUNK", 250)
+    criterion = losses.build("focal").fitted([], classes=50)
+    states, labels, head = problem(tokens, torch.float32)
+    logits = head(states)
+    labels[: tokens // 2] = logits.argmax(-1)[: tokens // 2]
+    loss, lost, right = label_scores(states, labels, head, lambda part, wanted: criterion.compute(part, wanted, 3))
+    torch.testing.assert_close(loss, criterion.compute(logits, labels, 3).detach(), atol=1e-6, rtol=1e-6)
+    by_hand = logits.logsumexp(-1) - logits[torch.arange(tokens), labels]
+    torch.testing.assert_close(lost, by_hand.detach(), atol=1e-6, rtol=1e-5)
+    assert right.tolist() == [True] * (tokens // 2) + right.tolist()[tokens // 2 :]
+    assert right.dtype == torch.bool
+    assert len(right) == tokens
 
 
 def test_no_label_is_no_loss_and_no_gradient() -> None:
