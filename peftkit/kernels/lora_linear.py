@@ -70,7 +70,8 @@ class FusedLoraLinear(PeftLinear):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """See `peft.tuners.lora.Linear.forward`."""
         name = self.active_adapters[0] if self.active_adapters else None
-        if args or kwargs or not self._is_plain(name) or torch.is_autocast_enabled(x.device.type):
+        is_plain = not (args or kwargs) and self._is_plain(name, x) and not torch.is_autocast_enabled(x.device.type)
+        if not is_plain:
             outcome: Tensor = super().forward(x, *args, **kwargs)
             return outcome
         base: Any = self.get_base_layer()
@@ -82,11 +83,13 @@ class FusedLoraLinear(PeftLinear):
         y, _ = lora_linear(flat, read, base.weight, base.bias, a, b, float(self.scaling[name]))
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
-    def _is_plain(self, name: str | None) -> bool:
+    def _is_plain(self, name: str | None, x: Tensor) -> bool:
         if name not in self.lora_A or len(self.active_adapters) != 1 or self.disable_adapters or self.merged:
             return False
         base: Any = self.get_base_layer()
-        return not self.lora_variant and base.weight.dtype == self.lora_A[name].weight.dtype
+        down, up = self.lora_A[name], self.lora_B[name]
+        is_watched = any(map(_is_watched, (base, down, up, self.lora_dropout[name])))
+        return not self.lora_variant and not is_watched and x.dtype == base.weight.dtype == down.weight.dtype
 
 
 def fuse_lora(model: nn.Module) -> int:
@@ -102,6 +105,11 @@ def unfuse_lora(model: nn.Module) -> None:
     for layer in model.modules():
         if type(layer) is FusedLoraLinear:
             layer.__class__ = PeftLinear
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    """Whether somebody wants to see what goes in or out."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
 
 
 def _is_fusible(layer: PeftLinear) -> bool:

@@ -77,7 +77,7 @@ def test_models_compute_what_peft_computes(options: dict[str, Any], checkpoint: 
     assert all(torch.equal(value, wanted[name]) for name, value in computed(model).items())
 
 
-@pytest.mark.parametrize("state", ["disabled", "merged", "two adapters", "autocast", "evaluation"])
+@pytest.mark.parametrize("state", ["disabled", "merged", "two adapters", "autocast", "evaluation", "watched"])
 def test_whatever_else_a_layer_does_is_peft_s(state: str, checkpoint: Checkpoint) -> None:
     model = tuned(checkpoint)
     ids = torch.arange(5, 11)[None]
@@ -97,9 +97,14 @@ def test_whatever_else_a_layer_does_is_peft_s(state: str, checkpoint: Checkpoint
                     return model(input_ids=ids).logits
             return model(input_ids=ids).logits
 
+    seen: list[int] = []
+    if state == "watched":
+        factors = [module for name, module in model.named_modules() if name.endswith("lora_A.default")]
+        factors[0].register_forward_hook(lambda module, args, output: seen.append(len(output)))
     wanted = logits()
     fuse_lora(model)
     torch.testing.assert_close(logits(), wanted, atol=1e-6, rtol=1e-5)
+    assert len(seen) == (2 if state == "watched" else 0)
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}])
