@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import Token
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -100,7 +102,54 @@ def padding_free_problem(model: nn.Module) -> str | None:
     other = {str(config._attn_implementation) for config in _configs(model)} - {"sdpa"}
     if other:
         return f"attention is computed by {', '.join(sorted(other))}, and not by sdpa"
+    if model not in _tried:
+        _tried[model] = _difference(model, owner)
+    return _tried[model]
+
+
+_tried: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+"""What came of trying a model: no structure tells whether a convolution or a recurrence mixes neighbouring tokens."""
+
+
+def _difference(model: nn.Module, owner: PreTrainedModel) -> str | None:
+    """What is wrong with the outputs of a few rows that are computed without padding; None if nothing is."""
+    modes = {part: part.training for part in model.modules()}
+    model.eval()
+    try:
+        wanted = _outputs(owner, first_word=0)
+        engine = PaddingFree(model)
+        try:
+            found, beside_others = (_outputs(owner, first_word=word) for word in (0, 1))
+        finally:
+            engine.remove()
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        return f"{type(owner).__name__} could not be tried: {type(error).__name__}: {error}".partition("\n")[0]
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    in_bits = any(not weight.is_floating_point() for weight in model.parameters())
+    rounding = torch.finfo(torch.bfloat16 if in_bits else wanted.dtype).eps ** 0.5 * wanted.abs().max()
+    # Other words in one row leave not a bit of the others changed; outliers of int8 are chosen over all rows.
+    if (found - beside_others)[_BESIDE].abs().max() > (rounding if in_bits else 0):
+        return f"blocks of {type(owner).__name__} mix tokens by other means than attention"
+    if (found - wanted).abs().max() > rounding:
+        return f"{type(owner).__name__} gives other outputs when it is computed without padding"
     return None
+
+
+_ROWS = ((1,) * 7, (1, 1, 1, 0, 0, 0, 0), (1, 1, 1, 0, 0, 0, 0), (1, 0, 0, 0, 0, 0, 0))
+_BESIDE = [*range(7), *range(10, 14)]
+"""Tokens of all rows but the second."""
+
+
+@torch.no_grad()
+def _outputs(owner: PreTrainedModel, *, first_word: int) -> Tensor:
+    """Last hidden states (tokens, width) of rows of several lengths, the second with words from `first_word` on."""
+    mask = torch.tensor(_ROWS, device=owner.device)
+    ids = torch.arange(5, 5 + mask.numel(), device=owner.device).view_as(mask)
+    ids[1] += first_word
+    states: Tensor = owner(input_ids=ids % owner.config.get_text_config().vocab_size, attention_mask=mask)[0]
+    return states[mask.bool()]
 
 
 def _configs(model: nn.Module) -> list[Any]:

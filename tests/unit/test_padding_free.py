@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import LlamaConfig, MistralConfig
+from transformers import DogeConfig, FalconH1Config, Lfm2Config, LlamaConfig, MistralConfig, RecurrentGemmaConfig
 
 from peftkit.kernels.packing import ATTENTION, Packing
 from peftkit.padding_free import PaddingFree, padding_free_problem
@@ -22,6 +22,7 @@ MASKS = {
     "holes": [[1, 0, 1, 1, 0, 1, 1, 1, 0], [1] * 9, [1, 1, 1, 0, 0, 0, 1, 1, 1], [1] * 8 + [0], [1] + [0] * 8],
 }
 WINDOWED = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+SMALL = {**WINDOWED, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 def made(name: str, checkpoint: Checkpoint) -> Any:
@@ -152,6 +153,55 @@ def test_models_that_cannot_are_named(spoil: Callable[[Any], None], problem: str
     model = made("bert", checkpoint)
     spoil(model)
     assert problem in (padding_free_problem(model) or "")
+
+
+MIXING = {
+    "convolution": lambda: Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]),
+    "state space beside attention": lambda: FalconH1Config(
+        **SMALL, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8
+    ),
+    "recurrence": lambda: RecurrentGemmaConfig(
+        **SMALL | {"num_key_value_heads": 1, "num_hidden_layers": 3}, lru_width=32
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", MIXING)
+def test_blocks_that_mix_neighbouring_rows_are_found_out(kind: str, dtype: torch.dtype) -> None:
+    """Packed, they would read the row before; first weights are small, so that it shows in the last digits only."""
+    torch.manual_seed(0)
+    model: Any = transformers.AutoModel.from_config(MIXING[kind]()).to(dtype)
+    assert "mix tokens by other means than attention" in (padding_free_problem(model) or "")
+
+
+def test_blocks_that_count_places_themselves_are_found_out(checkpoint: Checkpoint) -> None:
+    model = made("bert", checkpoint)
+    for layer in model.bert.encoder.layer:
+        layer.intermediate.register_forward_hook(
+            lambda module, args, output: output + torch.arange(output.shape[1])[:, None]
+        )
+    assert padding_free_problem(model) == "BertModel gives other outputs when it is computed without padding"
+
+
+def test_models_that_break_when_packed_are_named() -> None:
+    config = DogeConfig(**SMALL, pad_token_id=1, bos_token_id=0, eos_token_id=2)
+    model: Any = transformers.AutoModel.from_config(config)
+    assert "DogeModel could not be tried: RuntimeError" in (padding_free_problem(model) or "")
+    ids = torch.tensor([[5, 6, 7], [5, 6, 1]])
+    model(input_ids=ids, attention_mask=torch.tensor([[1, 1, 1], [1, 1, 0]]))  # left as it was
+
+
+def test_trying_a_model_leaves_no_trace(checkpoint: Checkpoint) -> None:
+    model = made("bert", checkpoint).train()
+    model.bert.encoder.layer[1].eval()
+    modes = [part.training for part in model.modules()]
+    drawn = torch.get_rng_state()
+    assert padding_free_problem(model) is None
+    assert [part.training for part in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert model.config._attn_implementation == "sdpa"
+    assert all(weight.grad is None for weight in model.parameters())
 
 
 def test_encoder_decoders_stay_padded(checkpoint: Checkpoint) -> None:
