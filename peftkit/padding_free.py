@@ -1,13 +1,14 @@
 """Padding-free execution: tokens are packed before the first block of a model, and padded again after the last.
 
 Linear layers, norms and activations of the blocks see real tokens only, attention sees each row by itself. Embeddings
-and the head stay padded, so that tasks, methods and labels notice nothing.
+and the head stay padded, so that tasks, methods and labels notice nothing. Of a model with encoder and decoder it is
+the encoder that is packed: its decoder is given no mask, and keeps its padding.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Token
 from typing import Any
@@ -44,6 +45,9 @@ class PaddingFree:
             blocks[0].register_forward_pre_hook(_first, with_kwargs=True),
             blocks[-1].register_forward_hook(_last),
         ]
+        self.biased: list[Any] = [part for part in blocks.modules() if hasattr(part, "compute_bias")]
+        for part in self.biased:
+            part.compute_bias = _for_padded(part.compute_bias)
 
     def remove(self) -> None:
         """Leave the model as it was."""
@@ -51,6 +55,8 @@ class PaddingFree:
             hook.remove()
         for config in self.configs:
             config._attn_implementation = "sdpa"
+        for part in self.biased:
+            del part.compute_bias
 
     def _begin(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._stop()
@@ -91,7 +97,7 @@ def without_padding(model: nn.Module) -> Iterator[None]:
 
 def padding_free_problem(model: nn.Module) -> str | None:
     """Why a model cannot be computed without padding; None if it can."""
-    stacks = block_lists(model)
+    stacks = _stacks(model)
     if len(stacks) != 1:
         return f"the model has {len(stacks)} stacks of blocks, and one is needed"
     owner, _ = _stack(model)
@@ -158,15 +164,42 @@ def _configs(model: nn.Module) -> list[Any]:
     return [config for config in found.values() if hasattr(config, "_attn_implementation")]
 
 
+def has_decoder_beside(model: nn.Module) -> bool:
+    """Whether a decoder, which stays padded, looks at the stack that is packed."""
+    return len(block_lists(model)) > len(_stacks(model))
+
+
+def _stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """The stacks of blocks by name; of a model with encoder and decoder those of the encoder."""
+    stacks = block_lists(model)
+    whole = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+    if whole is None or not whole.config.is_encoder_decoder:
+        return stacks
+    inside = {id(part) for part in whole.get_encoder().modules()}
+    return {name: blocks for name, blocks in stacks.items() if id(blocks) in inside}
+
+
 def _stack(model: nn.Module) -> tuple[Any, nn.ModuleList]:
     """The innermost model of transformers around the only stack of blocks, and the stack."""
-    ((name, blocks),) = block_lists(model).items()
+    ((name, blocks),) = _stacks(model).items()
     owners = [
         module
         for prefix, module in model.named_modules()
         if isinstance(module, PreTrainedModel) and (not prefix or name.startswith(f"{prefix}."))
     ]
     return (owners[-1] if owners else None), blocks
+
+
+def _for_padded(compute_bias: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Relative positions are those of the padded batch: among packed tokens, neighbours may be of two rows."""
+
+    def compute(query_length: int, key_length: int, **kwargs: Any) -> Tensor:
+        packing = current.get()
+        if packing is None:
+            return compute_bias(query_length, key_length, **kwargs)
+        return compute_bias(packing.length, packing.length, **kwargs)
+
+    return compute
 
 
 def _first(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import create_position_bias_mask, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "peftkit_packed"
@@ -106,11 +106,21 @@ class Packing:
         found: list[Seen] = self._once(mask, lambda: [self._seen(mask, group) for group in self.groups])
         return found
 
-    def _seen(self, mask: Tensor, group: Group) -> Seen:
+    def biases(self, bias: Tensor | None) -> list[Tensor | None]:
+        """What is added to the scores of each group, of (rows or 1, heads, length, length) for the padded batch."""
+        if bias is None:
+            return [None for _ in self.groups]
+        found: list[Tensor | None] = self._once(bias, lambda: [self._part(bias, group) for group in self.groups])
+        return found
+
+    def _part(self, scores: Tensor, group: Group) -> Tensor:
         places = self.places[group.first : group.first + group.rows * group.length].view(group.rows, group.length)
         columns = places % self.length
-        rows = places[:, 0] // self.length if mask.shape[0] > 1 else torch.zeros_like(places[:, 0])
-        part = mask[rows[:, None, None], :, columns[:, :, None], columns[:, None, :]].movedim(-1, 1)
+        rows = places[:, 0] // self.length if scores.shape[0] > 1 else torch.zeros_like(places[:, 0])
+        return scores[rows[:, None, None], :, columns[:, :, None], columns[:, None, :]].movedim(-1, 1)
+
+    def _seen(self, mask: Tensor, group: Group) -> Seen:
+        part = self._part(mask, group)
         everything = part if part.dtype == torch.bool else part == 0
         if everything.all():
             return Seen(None, causal=False)
@@ -146,13 +156,14 @@ def packed_attention(  # noqa: PLR0913 # the signature is that of transformers
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers asks for it; each row of a packed batch among its own tokens.
 
     Args:
         query, key, value: (1, heads, tokens, features); key and value may have fewer heads.
-        attention_mask: for the padded batch; see `Packing.seen`.
+        attention_mask, position_bias: for the padded batch; see `Packing.seen` and `Packing.biases`.
 
     Returns:
         (1, tokens, heads, features).
@@ -160,14 +171,17 @@ def packed_attention(  # noqa: PLR0913 # the signature is that of transformers
     packing = current.get()
     if packing is None:
         outcome: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, position_bias, **kwargs
         )
         return outcome
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     shares = query.shape[1] // key.shape[1]
     parts = []
-    by_group = zip(packing.seen(attention_mask, causal=causal), *map(packing.grouped, (query, key, value)), strict=True)
-    for seen, q, k, v in by_group:
+    tensors = map(packing.grouped, (query, key, value))
+    by_group = zip(packing.seen(attention_mask, causal=causal), packing.biases(position_bias), *tensors, strict=True)
+    for seen, bias, q, k, v in by_group:
+        if bias is not None:
+            seen = Seen(create_position_bias_mask(bias, seen.mask, seen.causal, q, k), causal=False)
         is_shared = shares > 1 and (query.device.type == "cpu" or seen.mask is None)
         if shares > 1 and not is_shared:  # the kernels of GPUs take no mask then
             k, v = (part.repeat_interleave(shares, dim=1) for part in (k, v))

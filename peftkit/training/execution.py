@@ -12,7 +12,7 @@ from peftkit.kernels.lora_linear import fuse_lora, unfuse_lora
 from peftkit.kernels.recompute import Recomputation, pays_back
 from peftkit.labels import IGNORED
 from peftkit.layers.blocks import block_lists
-from peftkit.padding_free import PaddingFree, padding_free_problem
+from peftkit.padding_free import PaddingFree, has_decoder_beside, padding_free_problem
 from peftkit.tasks import Task, TokenScores
 from peftkit.training.regularization import Regularization
 from peftkit.training.setup import Setup
@@ -77,6 +77,8 @@ class Execution:
         if self.padding_free is not None and self.padding_free.padded and not self.padding_free.packed:
             problems["padding_free"] = "the method or task reads more than hidden states of the model"
         described = {name: "on" if problem is None else f"off: {problem}" for name, problem in problems.items()}
+        if problems["padding_free"] is None and has_decoder_beside(self.setup.model):
+            described["padding_free"] = "on in the encoder; the decoder is given no mask, and keeps its padding"
         return {**described, "fused_lora_layers": str(self.fused_layers)}
 
     def remove(self) -> None:

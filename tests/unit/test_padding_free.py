@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import DogeConfig, FalconH1Config, Lfm2Config, LlamaConfig, MistralConfig, RecurrentGemmaConfig
+from transformers import (
+    BartConfig,
+    DogeConfig,
+    FalconH1Config,
+    Lfm2Config,
+    LlamaConfig,
+    MistralConfig,
+    RecurrentGemmaConfig,
+)
 
 from peftkit.kernels.packing import ATTENTION, Packing
 from peftkit.padding_free import PaddingFree, padding_free_problem
@@ -22,6 +30,17 @@ MASKS = {
     "holes": [[1, 0, 1, 1, 0, 1, 1, 1, 0], [1] * 9, [1, 1, 1, 0, 0, 0, 1, 1, 1], [1] * 8 + [0], [1] + [0] * 8],
 }
 WINDOWED = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+BART = {
+    "vocab_size": 60,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64,
+}
 SMALL = {**WINDOWED, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
@@ -204,9 +223,62 @@ def test_trying_a_model_leaves_no_trace(checkpoint: Checkpoint) -> None:
     assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_encoder_decoders_stay_padded(checkpoint: Checkpoint) -> None:
-    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(checkpoint("t5"))
-    assert "the model has 2 stacks of blocks" in (padding_free_problem(model) or "")
+@pytest.mark.parametrize("side", MASKS)
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_encoders_of_encoder_decoders_are_packed(name: str, side: str, checkpoint: Checkpoint) -> None:
+    """Relative biases, which layers share, and their gradients among them."""
+    torch.manual_seed(0)
+    if name == "t5":
+        model: Any = transformers.AutoModelForSeq2SeqLM.from_pretrained(checkpoint("t5"))
+    else:
+        model = transformers.BartForConditionalGeneration(BartConfig(**BART))
+    model, mask = model.double().eval(), torch.tensor(MASKS[side])
+    given = {"input_ids": mask * 7 + torch.arange(9), "attention_mask": mask, "labels": torch.arange(20).view(5, 4)}
+
+    def steps() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        output = model(**given)
+        output.loss.backward()
+        grads = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+        return output.logits.detach(), grads
+
+    wanted, wanted_grads = steps()
+    assert padding_free_problem(model) is None
+    engine = PaddingFree(model)
+    found, grads = steps()
+    assert (engine.packed, engine.padded) == ((0, 1) if engine.bidirectional and side == "left" else (1, 0))
+    torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-10)
+    assert grads.keys() == wanted_grads.keys()
+    for weight, gradient in wanted_grads.items():
+        torch.testing.assert_close(grads[weight], gradient, atol=1e-11, rtol=1e-9)
+    engine.remove()
+    assert torch.equal(steps()[0], wanted), "removing it leaves the padded path"
+
+
+@pytest.mark.parametrize("mask", [[[1] * 9, [1] * 4 + [0] * 5, [1] * 7 + [0] * 2], [[1, 1] + [0] * 6 + [1]]])
+def test_relative_biases_are_as_large_as_the_padded_batch(mask: list[list[int]], checkpoint: Checkpoint) -> None:
+    """Not as all of its tokens, of which there may be thousands, or fewer than places in a row."""
+    encoder = transformers.AutoModelForSeq2SeqLM.from_pretrained(checkpoint("t5")).double().eval().encoder
+    given = {"input_ids": torch.tensor(mask) * 7 + torch.arange(9), "attention_mask": torch.tensor(mask)}
+    real = torch.tensor(mask).bool()
+    wanted = encoder(**given)[0][real]
+    engine, sizes = PaddingFree(encoder), []
+    table = next(part.relative_attention_bias for part in encoder.modules() if hasattr(part, "compute_bias"))
+    table.register_forward_hook(lambda module, args, output: sizes.append(tuple(output.shape[:2])))
+    torch.testing.assert_close(encoder(**given)[0][real], wanted, atol=1e-12, rtol=1e-10)
+    assert (engine.packed, sizes) == (1, [(9, 9)])
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_encoder_decoders_generate_the_same(beams: int, checkpoint: Checkpoint) -> None:
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(checkpoint("t5")).double().eval()
+    mask = torch.tensor(MASKS["right"])
+    given = {"input_ids": mask * 7 + torch.arange(9), "attention_mask": mask}
+    options: dict[str, Any] = {"max_new_tokens": 6, "num_beams": beams, "do_sample": False}
+    wanted = model.generate(**given, **options)
+    engine = PaddingFree(model)
+    assert torch.equal(model.generate(**given, **options), wanted)
+    assert engine.packed == 1
 
 
 def test_half_precision_and_gradients_of_the_embedded_input(checkpoint: Checkpoint) -> None:
