@@ -11,6 +11,7 @@ import torch
 
 from peftkit import load
 from peftkit.errors import CapabilityError
+from peftkit.layers.blocks import block_lists
 from peftkit.methods import TuningContext
 from peftkit.models import load_model, save_weights, storage_of, to_float32_masters
 from peftkit.recipe import Recipe
@@ -192,3 +193,16 @@ def test_sixteen_bit_base_is_held_in_its_type(finished_run: FinishedRun) -> None
         assert predict.model.get_input_embeddings().weight.dtype == torch.bfloat16
     assert merged.merge_difference is not None
     assert 0 < merged.merge_difference < 0.5, "weights are rounded to 8 bits of fraction when the adapter is added"
+
+
+def test_batches_are_computed_without_padding(finished_run: FinishedRun) -> None:
+    """Rows that are computed alone have no padding, and are what those of a batch must equal."""
+    predictor = load(finished_run(), device="cpu")
+    alone = predictor.logits(TEXTS, batch_size=1)
+    ((_, blocks),) = block_lists(predictor.model).items()
+    shapes: list[tuple[int, ...]] = []
+    blocks[0].mlp.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape[:2])))
+    together = predictor.logits(TEXTS, batch_size=4)
+    tokens = sum(len(predictor.tokenizer(text)["input_ids"]) for text in TEXTS)
+    assert shapes == [(1, tokens)]
+    assert together == pytest.approx(alone, abs=1e-5)
