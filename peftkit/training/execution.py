@@ -130,6 +130,9 @@ def _recomputation_problem(setup: Setup) -> str | None:
         return f"regularizer {part!r} does not allow it"
     if recipe.distillation is not None or recipe.task.engine is not None:
         return "other programs look into the blocks"
-    if not pays_back(block for stack in block_lists(setup.model).values() for block in stack):
+    stacks = block_lists(setup.model)
+    if len(stacks) > 1:
+        return "blocks of encoder-decoders share tensors that are made once for a packed batch"
+    if not pays_back(block for stack in stacks.values() for block in stack):
         return "the norms of the model keep little"
     return None
