@@ -185,16 +185,8 @@ def packed_attention(  # noqa: PLR0913 # the signature is that of transformers
         is_shared = shares > 1 and (query.device.type == "cpu" or seen.mask is None)
         if shares > 1 and not is_shared:  # the kernels of GPUs take no mask then
             k, v = (part.repeat_interleave(shares, dim=1) for part in (k, v))
-        out = scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=seen.mask,
-            dropout_p=dropout,
-            is_causal=seen.causal,
-            scale=scaling,
-            enable_gqa=is_shared,
-        )
+        options = {"dropout_p": dropout, "is_causal": seen.causal, "scale": scaling, "enable_gqa": is_shared}
+        out = scaled_dot_product_attention(q, k, v, attn_mask=seen.mask, **options)
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)[None], None
 

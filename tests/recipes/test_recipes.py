@@ -35,6 +35,7 @@ EXPECTED = {
     "scratch_gpt",
     "shakespeare_clm",
     "shakespeare_mlm",
+    "simcse_stsb",
     "squad_lora",
     "sst2_adalora",
     "sst2_bitfit",
