@@ -126,7 +126,6 @@ def recipe_of(work: Work, folder: Path, data: Path) -> Recipe:
                 "logging_steps": 1,
                 "warmup_steps": 0,
                 "scheduler": "constant",
-                "padding_free": True,
             },
         },
         origin="benchmark",

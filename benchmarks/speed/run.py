@@ -53,7 +53,8 @@ def main() -> None:
     for name, ratio in summary["against"].items():
         print(
             f"{given.work}: {ratio['speed']:.2f}x the tokens/s of {name} "
-            f"({ratio['slowest_pair']:.2f} to {ratio['fastest_pair']:.2f}), {ratio['memory']:.2f}x its memory, "
+            f"({ratio['slowest_pair']:.2f} to {ratio['fastest_pair']:.2f}; per CPU second "
+            f"{ratio['speed_per_cpu_second']:.2f}x), {ratio['memory']:.2f}x its memory, "
             f"losses differ by at most {ratio['largest_difference_of_losses']:.1e}"
         )
 
@@ -85,6 +86,9 @@ def summarize(work: str, runs: dict[str, list[dict[str, Any]]], threads: int) ->
             "speed": round(statistics.median(speed), 3),
             "slowest_pair": round(min(speed), 3),
             "fastest_pair": round(max(speed), 3),
+            "speed_per_cpu_second": round(
+                statistics.median(other["cpu_seconds"] / one["cpu_seconds"] for one, other in pairs), 3
+            ),
             "memory": round(statistics.median(one["peak_mb"] / other["peak_mb"] for one, other in pairs), 3),
             "largest_difference_of_losses": max(differences),
         }
