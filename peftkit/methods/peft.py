@@ -12,31 +12,19 @@ from peftkit.errors import CapabilityError
 from peftkit.methods import TuningContext, TuningMethod, methods, wrapped
 from peftkit.methods.layer_norm import norms
 from peftkit.methods.peft_adapter import check_trained, configured, surroundings
+from peftkit.methods.peft_types import (
+    FIND_THEIR_LAYERS,
+    KEYS_AND_VALUES,
+    REFUSED,
+    REQUIRED,
+    check_options,
+    config_class_of,
+)
 from peftkit.methods.targets import Targets, find_targets
 from peftkit.methods.virtual_tokens import dimensions
-from peftkit.registry import closest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_SET_BY_THE_RUN = {"task_type", "peft_type", "target_modules", "modules_to_save", "inference_mode", "peft_version"}
-_SET_BY_THE_RUN |= {"base_model_name_or_path", "revision", "auto_mapping"}
-
-_BY_TASK = "it needs the number of a task with every row, which no task of peftkit gives"
-_REFUSED = {
-    "ADALORA": "its rank allocator has to be stepped while training runs; use method adalora, which does",
-    "POLY": f"{_BY_TASK}; use lora",
-    "MULTITASK_PROMPT_TUNING": f"{_BY_TASK}; use prompt",
-    "XLORA": "it mixes adapters that are trained already; train them one by one with lora",
-    "TRAINABLE_TOKENS": "it needs the numbers of tokens; use method trainable_tokens, which takes the tokens",
-}
-"""Methods that would be built but not trained, with the reason."""
-_FIND_THEIR_LAYERS = {"SHADOW", "ADAPTION_PROMPT", "IA3"}
-"""Methods that are put on whole blocks, or on layers that peft knows by the kind of model."""
-_REQUIRED = {"ADAPTION_PROMPT": ("adapter_len", "adapter_layers")}
-"""Options without which peft fails and does not say why."""
-_KEYS_AND_VALUES = {"PREFIX_TUNING", "CARTRIDGE"}
-"""Methods whose virtual tokens are keys and values of every layer: a pass that is computed again would miss them."""
 
 
 @methods.register("peft")
@@ -62,17 +50,7 @@ class Peft(TuningMethod):
 
     @model_validator(mode="after")
     def _known_to_peft(self) -> Peft:
-        config_class = self._config_class()
-        names = [field.name for field in fields(config_class) if field.name not in _SET_BY_THE_RUN]
-        for key in self.options:
-            if key in _SET_BY_THE_RUN:
-                raise ValueError(f"options.{key} is set by the run; for layers use method.target_modules")
-            if key not in names:
-                close = closest(key, names)
-                hint = f"; did you mean {close!r}?" if close else ""
-                raise ValueError(
-                    f"options.{key} is no option of {config_class.__name__}{hint} (it has: {', '.join(names)})"
-                )
+        check_options(self._config_class(), self.options)
         if self.target_modules is not None and not self._has("target_modules"):
             raise ValueError(f"type {self.type!r} is put on no layers of choice; remove target_modules")
         return self
@@ -92,27 +70,15 @@ class Peft(TuningMethod):
         return any(field.name == field_name for field in fields(self._config_class()))
 
     def _config_class(self) -> Any:
-        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as CONFIG_CLASSES
-
-        known = {
-            str(getattr(kind, "value", kind)): config_class
-            for kind, config_class in CONFIG_CLASSES.items()
-            if config_class.__module__.startswith("peft.")  # peftkit's own tuners have methods of their own
-        }
-        if self._kind not in known:
-            close = closest(self._kind, known)
-            hint = f"; did you mean {close.lower()!r}?" if close else ""
-            listed = ", ".join(sorted(name.lower() for name in known))
-            raise ValueError(f"type {self.type!r} is no method of the installed peft{hint} (it has: {listed})")
-        return known[self._kind]
+        return config_class_of(self.type)
 
     def problem(self, model: PreTrainedModel, context: TuningContext) -> str | None:
         """See `TuningMethod.problem`; also: methods that need more than a run gives them, options that peft refuses."""
-        if reason := _REFUSED.get(self._kind):
+        if reason := REFUSED.get(self._kind):
             return f"method peft:{self.type} is not possible: {reason}"
-        if missing := [option for option in _REQUIRED.get(self._kind, ()) if option not in self.options]:
+        if missing := [option for option in REQUIRED.get(self._kind, ()) if option not in self.options]:
             return f"method peft:{self.type} needs {' and '.join(missing)} in method.options; add them"
-        if self._kind in _KEYS_AND_VALUES and context.gradient_checkpointing:
+        if self._kind in KEYS_AND_VALUES and context.gradient_checkpointing:
             return (
                 f"method peft:{self.type} does not allow training.gradient_checkpointing: "
                 "the recomputed pass would give other gradients; turn it off"
@@ -133,7 +99,7 @@ class Peft(TuningMethod):
         given = {**surroundings(config_class, model, context), **self.options}
         if self._has("num_virtual_tokens"):
             given = {"num_virtual_tokens": 20, **dimensions(model), **given}
-        if self._has("target_modules") and (self.target_modules or self._kind not in _FIND_THEIR_LAYERS):
+        if self._has("target_modules") and (self.target_modules or self._kind not in FIND_THEIR_LAYERS):
             given["target_modules"] = self._targets(model, context)
         return configured(config_class, given, asked=self.options)
 
