@@ -26,7 +26,7 @@ class PaddingFree:
     """Padding-free execution of one model, until `remove`."""
 
     def __init__(self, model: nn.Module) -> None:
-        owner, blocks = _stack(model)
+        owner, blocks = only_stack(model)
         self.owner = owner
         self.signature = inspect.signature(owner.forward)
         self.started: Token[Packing | None] | None = None
@@ -100,7 +100,7 @@ def padding_free_problem(model: nn.Module) -> str | None:
     stacks = _stacks(model)
     if len(stacks) != 1:
         return f"the model has {len(stacks)} stacks of blocks, and one is needed"
-    owner, _ = _stack(model)
+    owner, _ = only_stack(model)
     if owner is None:
         return "the blocks are part of no model of transformers"
     if "attention_mask" not in inspect.signature(owner.forward).parameters:
@@ -179,7 +179,7 @@ def _stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
     return {name: blocks for name, blocks in stacks.items() if id(blocks) in inside}
 
 
-def _stack(model: nn.Module) -> tuple[Any, nn.ModuleList]:
+def only_stack(model: nn.Module) -> tuple[Any, nn.ModuleList]:
     """The innermost model of transformers around the only stack of blocks, and the stack."""
     ((name, blocks),) = _stacks(model).items()
     owners = [

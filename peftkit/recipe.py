@@ -187,6 +187,11 @@ class TrainingOptions(Section):
     padding_free: bool = True
     """Compute real tokens only and nothing for padding: faster, smaller, equal up to rounding. Where a model or method
     does not allow it, the report says so."""
+    trunk_cache_gib: float = Field(10.0, ge=0)
+    """Disk in GiB for what the blocks below all that trains make of the rows: computed once, then read, in this and in
+    later runs on the same rows. 0: nothing is kept. Where it cannot be, the report says why."""
+    frozen_dropout: bool = True
+    """Whether dropout acts in blocks below all that trains too, so that they have to be computed in every epoch."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     score_before: bool = False

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from peftkit.artifacts.entries import read_entry, remove_entry
-from peftkit.artifacts.places import answers_dir, entries_dir, staging_dir, views_dir
+from peftkit.artifacts.places import answers_dir, entries_dir, staging_dir, trunks_dir, views_dir
 from peftkit.errors import ArtifactError
 
 
@@ -46,7 +46,7 @@ def verify_entries() -> list[tuple[CacheEntry, str | None]]:
 
 
 def clear_entries(name: str | None = None) -> list[CacheEntry]:
-    """Remove one entry, or all of them with every leftover of broken-off work and the answers of teachers.
+    """Remove one entry, or all of them with every leftover of broken-off work, answers of teachers and hidden states.
 
     Returns:
         What was removed.
@@ -61,7 +61,7 @@ def clear_entries(name: str | None = None) -> list[CacheEntry]:
     for entry in chosen:
         remove_entry(entry.path)
     if name is None:
-        for leftover in (answers_dir(), staging_dir(), views_dir()):
+        for leftover in (answers_dir(), trunks_dir(), staging_dir(), views_dir()):
             shutil.rmtree(leftover, ignore_errors=True)
     return chosen
 

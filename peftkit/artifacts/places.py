@@ -42,6 +42,11 @@ def answers_dir() -> Path:
     return cache_dir() / "answers"
 
 
+def trunks_dir() -> Path:
+    """Hidden states of blocks that do not train, a folder for each model part."""
+    return cache_dir() / "trunks"
+
+
 def hub_cache_dir() -> Path:
     """The cache that all Hugging Face libraries share; the environment counts even if it changed after their import."""
     if chosen := os.environ.get("HF_HUB_CACHE"):

@@ -192,6 +192,8 @@ def joint_trainer(
         arguments.greater_is_better = best_metric(chosen.recipe).greater_is_better
     if arguments.world_size > 1:
         raise CapabilityError("several tasks are trained together in one process only; start it without a launcher")
+    if not first.recipe.training.frozen_dropout:
+        raise RecipeError("training.frozen_dropout: tasks that train together share their blocks; remove it")
     batches = micro_batches(recipe, setups)
     trainer = JointTrainer(
         model=SharedModel({task: setup.model for task, setup in setups.items()}),

@@ -107,6 +107,8 @@ class Regularizer(Component):
     """Whether it mixes or compares rows by their labels, so that every text has to have one."""
     mixes_rows: ClassVar[bool] = False
     """Whether the model is computed on mixtures of rows, which a teacher would not see, and which need padding."""
+    moves_inputs: ClassVar[bool] = False
+    """Whether it changes the embedded input while the model trains."""
     allows_gradient_checkpointing: ClassVar[bool] = True
 
     def problem(self, model: PreTrainedModel) -> str | None:

@@ -24,6 +24,7 @@ class Fgm(Regularizer):
 
     paper: ClassVar[str] = "Miyato, Dai & Goodfellow 2017, arXiv:1605.07725"
     does: ClassVar[str] = "attack the embedded input"
+    moves_inputs: ClassVar[bool] = True
 
     epsilon: float = Field(0.1, gt=0.0)
     """Length of the move of each row, over all of its tokens; the embedding of one token of BERT is about 1 long. From

@@ -25,6 +25,7 @@ class FreeLb(Regularizer):
 
     paper: ClassVar[str] = "Zhu et al. 2020, arXiv:1909.11764"
     does: ClassVar[str] = "attack the embedded input"
+    moves_inputs: ClassVar[bool] = True
 
     epsilon: float = Field(0.1, gt=0.0)
     """Greatest length of the move of each row, over all of its tokens."""

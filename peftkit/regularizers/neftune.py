@@ -21,6 +21,7 @@ class Neftune(Regularizer):
     """
 
     paper: ClassVar[str] = "Jain et al. 2023, arXiv:2310.05914"
+    moves_inputs: ClassVar[bool] = True
 
     alpha: float = Field(5.0, gt=0.0)
     """Size of the noise."""

@@ -25,6 +25,7 @@ class Pgd(Regularizer):
 
     paper: ClassVar[str] = "Madry et al. 2018, arXiv:1706.06083"
     does: ClassVar[str] = "attack the embedded input"
+    moves_inputs: ClassVar[bool] = True
 
     epsilon: float = Field(0.05, gt=0.0)
     """Greatest length of the move of each row, over all of its tokens; half of fgm's, as no loss of the true input

@@ -29,6 +29,7 @@ class Smart(Regularizer):
     paper: ClassVar[str] = "Jiang et al. 2020, arXiv:1911.03437"
     targets: ClassVar[frozenset[Targets]] = frozenset({"classes", "numbers"})
     does: ClassVar[str] = "attack the embedded input"
+    moves_inputs: ClassVar[bool] = True
 
     smoothness: float = Field(1.0, gt=0.0)
     """Weight of the divergence from the moved input; the paper's lambda."""

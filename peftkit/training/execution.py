@@ -16,6 +16,9 @@ from peftkit.padding_free import PaddingFree, has_decoder_beside, padding_free_p
 from peftkit.tasks import Task, TokenScores
 from peftkit.training.regularization import Regularization
 from peftkit.training.setup import Setup
+from peftkit.training.state_store import StateStore
+from peftkit.training.trunk import Trunk
+from peftkit.training.trunk_check import described, trunk_or_reason
 
 
 class Execution:
@@ -30,6 +33,17 @@ class Execution:
         self.problems["recomputation"] = _recomputation_problem(setup)
         blocks = [block for stack in block_lists(setup.model).values() for block in stack]
         self.recomputation = Recomputation(setup.model, blocks) if self.problems["recomputation"] is None else None
+        self.trunk: Trunk | str = "tasks that train together share their blocks"
+        """What is computed once only; in words, why there is nothing of the kind."""
+
+    def keep_trunk(self) -> None:
+        """Compute the blocks below all that trains once only, where that can be."""
+        self.trunk = trunk_or_reason(self.setup)
+
+    def flush(self) -> None:
+        """Write what is kept for a resumed run."""
+        if isinstance(self.trunk, Trunk) and isinstance(self.trunk.store, StateStore):
+            self.trunk.store.flush()
 
     def loss(self, model: Any, batch: Mapping[str, Any], items: Tensor) -> Tensor | None:
         """The task's loss of a training batch without logits of tokens that have no label; None if it cannot be so."""
@@ -76,13 +90,16 @@ class Execution:
         problems = dict(self.problems)
         if self.padding_free is not None and self.padding_free.padded and not self.padding_free.packed:
             problems["padding_free"] = "the method or task reads more than hidden states of the model"
-        described = {name: "on" if problem is None else f"off: {problem}" for name, problem in problems.items()}
+        found = {name: "on" if problem is None else f"off: {problem}" for name, problem in problems.items()}
         if problems["padding_free"] is None and has_decoder_beside(self.setup.model):
-            described["padding_free"] = "on in the encoder; the decoder is given no mask, and keeps its padding"
-        return {**described, "fused_lora_layers": str(self.fused_layers)}
+            found["padding_free"] = "on in the encoder; the decoder is given no mask, and keeps its padding"
+        return {**found, "fused_lora_layers": str(self.fused_layers), "trunk_cache": described(self.trunk)}
 
     def remove(self) -> None:
         """Leave the model as plain libraries know it."""
+        self.flush()
+        if isinstance(self.trunk, Trunk):
+            self.trunk.remove()
         if self.padding_free is not None:
             self.padding_free.remove()
         if self.recomputation is not None:

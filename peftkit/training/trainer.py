@@ -185,6 +185,7 @@ class HookedTrainer(Trainer):
         checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         save_tuned(self.model, self.setup.recipe.method, checkpoint)
         self.regularization.save(checkpoint)
+        self.execution.flush()
         if self.distilling is not None:
             self.distilling.save(checkpoint)
 
