@@ -206,7 +206,9 @@ def joint_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.setups, trainer.batches, trainer.losses = setups, batches, {}
     trainer.regularization = Regularization(first.model, ())
-    trainer.executions = {task: Execution(setup, trainer.regularization) for task, setup in setups.items()}
+    trainer.executions = {
+        task: Execution(setup, trainer.regularization, shares_blocks=True) for task, setup in setups.items()
+    }
     trainer.on(next(iter(setups)))
     for setup in setups.values():  # the engine prepares the forward pass of the model that it knows, not of its parts
         trainer.accelerator.prepare_model(setup.model, device_placement=False, evaluation_mode=True)

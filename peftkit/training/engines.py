@@ -28,7 +28,6 @@ def build_trainer(setup: Setup, checkpoints: Path, *, callbacks: Sequence[Traine
     trainer.regularization = Regularization(setup.model, [part.start(setup.model) for part in recipe.regularizers])
     trainer.add_callback(trainer.regularization)
     trainer.execution = Execution(setup, trainer.regularization)
-    trainer.execution.keep_trunk()
     trainer.distilling = Distilling.of(setup)
     if trainer.distilling is not None:
         trainer.add_callback(trainer.distilling)

@@ -109,7 +109,7 @@ def test_evaluations_read_the_same_without_all_logits(case: TaskCase, checkpoint
         wanted = task.loss(plain, batch, criterion=setup.criterion, items=items)
         execution = Execution(setup, Regularization(model, []))
         scored = execution.scored(model, batch, items)
-        assert scored is not None, execution.problems
+        assert scored is not None, execution.described()
         loss, output = scored
         pairs = zip(*(task.read(model, batch, part, generate=False) for part in (output, plain)), strict=True)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)

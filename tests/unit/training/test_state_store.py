@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from peftkit.artifacts.places import staging_dir, trunks_dir
-from peftkit.training.state_store import StateStore
-from peftkit.training.trunk import Batch
+from peftkit.training.execution.state_store import StateStore
+from peftkit.training.execution.trunk import Batch
 
 GIB = 2**30
 
@@ -92,7 +92,7 @@ def test_a_full_disk_ends_the_writing_only(monkeypatch: pytest.MonkeyPatch) -> N
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("peftkit.training.state_store.save_file", full)
+    monkeypatch.setattr("peftkit.training.execution.state_store.save_file", full)
     store = filled("part", 1)
     assert "No space left on device" in str(store.problem)
 

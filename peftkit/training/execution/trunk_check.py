@@ -18,9 +18,9 @@ from peftkit.layers.depth import above_stack
 from peftkit.padding_free import only_stack
 from peftkit.regularizers.random_state import random_state
 from peftkit.tasks import ROW
+from peftkit.training.execution.state_store import StateStore, make_room, raw
+from peftkit.training.execution.trunk import Trunk
 from peftkit.training.setup import Setup, steps_per_epoch, total_steps
-from peftkit.training.state_store import StateStore, make_room, raw
-from peftkit.training.trunk import Trunk
 
 _PROBE_ROWS = 4
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,22 +51,6 @@ def trunk_or_reason(setup: Setup) -> Trunk | str:
         trunk.remove()
         return trunk.problem
     return trunk
-
-
-def described(found: Trunk | str) -> str:
-    """What has become of it, for the report."""
-    problem = found if isinstance(found, str) else found.problem
-    if isinstance(found, str) or problem is not None:
-        return f"off: {problem}"
-    where = f"{len(found.blocks)} of {found.height} blocks"
-    told = f"on: {where}, {found.computed} inputs computed, {found.read} times read"
-    if not found.in_training:
-        told += " (in evaluation only: dropout acts in them while training; training.frozen_dropout: false stops it)"
-    if isinstance(found.store, StateStore) and found.store.problem is not None:
-        told += f"; not all are kept: {found.store.problem}"
-    if isinstance(found.store, StateStore) and found.store.damaged:
-        told += f"; {found.store.damaged} damaged files were computed anew"
-    return told
 
 
 def _recipe_problem(setup: Setup) -> str | None:

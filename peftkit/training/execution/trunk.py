@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from peftkit.kernels.packing import as_padded, current, unsupported
 from peftkit.layers.blocks import block_lists
 from peftkit.padding_free import only_stack
-from peftkit.training.state_store import KEY_BYTES
+from peftkit.training.execution.state_store import KEY_BYTES
 
 
 class States(Protocol):
