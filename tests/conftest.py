@@ -14,12 +14,13 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from string import ascii_letters, ascii_lowercase, digits, punctuation
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from application import Application
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,6 +62,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         skip = pytest.mark.skip(reason="no CUDA device; run  pytest -m gpu  on a machine that has one")
         for item in on_gpu:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def application() -> Iterator[Application]:
+    """Another process, which answers as `application(run_folder, inputs)`."""
+    running = Application()
+    yield running
+    running.close()
 
 
 @pytest.fixture(autouse=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from application import Application
 from contracts.task_cases import TaskCase, all_cases
 from safetensors.torch import load_file
 
@@ -22,8 +21,6 @@ from peftkit.training import RunOptions, run
 CASES = all_cases()
 QUIET = RunOptions(show_progress=False)
 DROPOUTS = ("attention_probs_dropout_prob", "attn_pdrop", "attention_dropout", "dropout_rate")
-PREDICT = "import json, sys, peftkit; print(json.dumps(peftkit.load(sys.argv[1])(json.loads(sys.argv[2]))))"
-"""What an application does, in a process of its own."""
 
 every_case = pytest.mark.parametrize("case", CASES, ids=[f"{place}-{case.name}" for place, case in enumerate(CASES)])
 
@@ -53,15 +50,15 @@ def test_micro_batches_add_up_to_one_batch(case: TaskCase, checkpoint: Callable[
 
 @pytest.mark.training
 @every_case
-def test_a_new_process_predicts_identically(case: TaskCase, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_new_process_predicts_identically(
+    case: TaskCase, checkpoint: Callable[[str], Path], tmp_path: Path, application: Application
+) -> None:
     run(case.build(checkpoint(case.model), tmp_path), tmp_path / "run", options=QUIET)
     if not case.inputs:
         return
     predict = load(tmp_path / "run")
     together = predict(list(case.inputs))
-    command = [sys.executable, "-c", PREDICT, str(tmp_path / "run"), json.dumps(list(case.inputs))]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
-    assert json.loads(printed) == json.loads(json.dumps(together))
+    assert application(tmp_path / "run", list(case.inputs)) == json.loads(json.dumps(together))
     apart = [predict([given])[0] for given in case.inputs]
     assert_alike(apart, together)
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from application import Application
 from safetensors.torch import load_file
 
 from peftkit.errors import InterruptedRunError, RunError
@@ -190,17 +188,15 @@ def test_a_resumed_run_is_the_run_without_a_stop(
         resume_tasks(tmp_path / "cut", options=QUIET)
 
 
-def test_every_task_is_loaded_by_itself_in_a_new_process(joint: MakeJoint, tmp_path: Path) -> None:
+def test_every_task_is_loaded_by_itself_in_a_new_process(
+    joint: MakeJoint, tmp_path: Path, application: Application
+) -> None:
     run_tasks(joint("mood", "tags", "likeness"), tmp_path / "run", options=QUIET)
     (tmp_path / "elsewhere").mkdir()
     for task in ("mood", "likeness", "tags"):  # each without the others
         shutil.copytree(tmp_path / "run" / "tasks" / task, tmp_path / "elsewhere" / task)
         inputs: list[Any] = [["Anna", "saw", "Oslo"]] if task == "tags" else TEXTS
-        code = f"import json, sys; from peftkit.predictor import load; print(json.dumps(load(sys.argv[1])({inputs!r})))"
-        said = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "elsewhere" / task)], capture_output=True, text=True, check=True
-        )
-        assert json.loads(said.stdout) == load(tmp_path / "run" / "tasks" / task)(inputs)
+        assert application(tmp_path / "elsewhere" / task, inputs) == load(tmp_path / "run" / "tasks" / task)(inputs)
     with pytest.raises(RunError, match=r"holds several tasks; name the folder of one: .*tasks/likeness, .*tasks/mood"):
         load(tmp_path / "run")
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from application import Application
 
 from peftkit.errors import CapabilityError, RecipeError
 from peftkit.models import Storage, load_model, skeleton
@@ -22,7 +21,6 @@ from peftkit.training import RunOptions, check, run
 Checkpoint = Callable[[str], Path]
 QUIET = RunOptions(show_progress=False)
 TEXTS = ["The soup was lovely.", "rude staff"]
-PREDICT = "import json, sys, peftkit; print(json.dumps(peftkit.load(sys.argv[1])(json.loads(sys.argv[2]))))"
 HEAD = tasks.build({"name": "sequence_classification", "labels": ["negative", "positive"]}).head()
 PARTS = {
     "bert": "bert.encoder.layer",
@@ -87,14 +85,17 @@ def _recipe(base: Path, files: dict[str, Path], *, method: Any, layers: list[int
     ("base", "method"), [("bert", "lora"), ("bert", "full"), ("gpt2", "lora"), ("llama", "bottleneck")]
 )
 def test_a_new_process_predicts_as_the_run(
-    checkpoint: Checkpoint, sentiment_files: dict[str, Path], tmp_path: Path, base: str, method: str
+    checkpoint: Checkpoint,
+    sentiment_files: dict[str, Path],
+    tmp_path: Path,
+    application: Application,
+    base: str,
+    method: str,
 ) -> None:
     run(_recipe(checkpoint(base), sentiment_files, method=method, layers=[1]), tmp_path / "run", options=QUIET)
     predictor = load(tmp_path / "run")
     assert predictor.model.config.num_hidden_layers == 1
-    command = [sys.executable, "-c", PREDICT, str(tmp_path / "run"), json.dumps(TEXTS)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
-    assert json.loads(printed) == predictor(TEXTS)
+    assert application(tmp_path / "run", TEXTS) == predictor(TEXTS)
 
 
 @pytest.mark.training

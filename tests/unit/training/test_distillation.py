@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from application import Application
 from safetensors.torch import load_file
 
 from peftkit.distillation import HiddenStates
@@ -25,7 +24,6 @@ Checkpoint = Callable[[str], Path]
 MakeStudent = Callable[..., Recipe]
 QUIET = RunOptions(show_progress=False)
 LABELS = ["negative", "positive"]
-PREDICT = "import json, sys, peftkit; print(json.dumps(peftkit.load(sys.argv[1])(json.loads(sys.argv[2]))))"
 
 
 def kl(first: Sequence[float], second: Sequence[float]) -> float:
@@ -222,7 +220,7 @@ def test_every_kind_of_method_learns_from_a_teacher(
 
 @pytest.mark.training
 def test_a_student_of_half_the_layers_and_width_comes_near_to_its_teacher(
-    make_student: MakeStudent, tiny_bert: Path, teacher: Path, tmp_path: Path
+    make_student: MakeStudent, tiny_bert: Path, teacher: Path, tmp_path: Path, application: Application
 ) -> None:
     """And answers the same in a new process; the teacher is not saved with it."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -245,9 +243,7 @@ def test_a_student_of_half_the_layers_and_width_comes_near_to_its_teacher(
     assert {name.split(".")[3] for name in saved if ".layer." in name} == {"0"}
     assert not [name for name in saved if "teacher" in name or "projection" in name]
     texts = ["a lovely film", "rude"]
-    command = [sys.executable, "-c", PREDICT, str(tmp_path / "run"), json.dumps(texts)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
-    assert json.loads(printed) == load(tmp_path / "run")(texts)
+    assert application(tmp_path / "run", texts) == load(tmp_path / "run")(texts)
 
 
 @pytest.mark.training
