@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from peftkit.errors import DataError
@@ -62,6 +62,28 @@ class SpanF1(TagMetric):
     that keep to `scheme` count."""
     scheme: Literal["BIO", "BIOES"] = "BIO"
     """Of strict mode."""
+    by_type: bool = False
+    """Also span_f1_person, ...: the F1 of each type of span that the references have."""
+
+    def compute(self, predictions: Rows, references: Rows) -> dict[str, float]:
+        """See `TagMetric.compute`."""
+        found = super().compute(predictions, references)
+        for kind, one, other in self._by_type(predictions, references):
+            found[f"{self.name}_{kind}"] = super().compute(one, other)[self.name]
+        return found
+
+    def resampled(self, predictions: np.ndarray, references: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Metric.resampled`."""
+        found = super().resampled(predictions, references, counts)
+        for kind, one, other in self._by_type(predictions, references):
+            found[f"{self.name}_{kind}"] = self.scores(counts @ self._table(one, other))[self.name]
+        return found
+
+    def _by_type(self, predictions: Rows, references: Rows) -> Iterator[tuple[str, Rows, Rows]]:
+        """Each type, with tags of other types left out."""
+        kinds = {tag.partition("-")[2] for row in references for tag in row if "-" in tag} if self.by_type else ()
+        for kind in sorted(kinds):
+            yield kind, _only(kind, predictions), _only(kind, references)
 
     def counts(self, predicted: Sequence[str], actual: Sequence[str]) -> list[int]:
         """Spans that are right, predicted, and there."""
@@ -99,6 +121,10 @@ class TagAccuracy(TagMetric):
         import numpy as np
 
         return {"tag_accuracy": totals[:, 0] / np.maximum(totals[:, 1], 1)}
+
+
+def _only(kind: str, rows: Rows) -> list[list[str]]:
+    return [[tag if tag.partition("-")[2] == kind else "O" for tag in row] for row in rows]
 
 
 def _lenient(tags: Sequence[str]) -> list[Span]:

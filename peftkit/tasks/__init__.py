@@ -192,6 +192,9 @@ class Task(Component):
         """Whether what the untuned model makes of every row is needed, and kept in the features' column `BASE`."""
         return False
 
+    def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Give the base model's tokenizer, in place, what belongs to the task and is saved with the run."""
+
     def training_problem(self, *, batch_size: int, accumulation_steps: int, batching: str) -> tuple[str, str] | None:
         """Key of `training` that does not fit this task, and why, or None. Asked again when it is resolved."""
         return None
@@ -246,6 +249,10 @@ class Task(Component):
         """Tokens of each row if none were cut; None where encoding cuts nothing off."""
         there = [column for column in self.text_columns if column in rows.column_names]
         return [len(ids) for ids in self.encode(rows.select_columns(there), tokenizer, 2**30)["input_ids"]]
+
+    def unread(self, encoded: Encoded, max_length: int) -> dict[int, str]:
+        """What the model reads only in part, or cannot learn, though `lengths` does not tell it, by row."""
+        return {}
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Function from a list of features to a padded batch of tensors; keeps `ROW` and `labels` where there are."""

@@ -11,6 +11,7 @@ from pydantic import Field
 from peftkit.errors import CapabilityError, DataError
 from peftkit.labels import Targets
 from peftkit.tasks import ROW, Collator, Encoded, Head, Scored, Task, tasks
+from peftkit.tasks.columns import check_columns
 from peftkit.tasks.generation import objects
 from peftkit.tasks.padding import padded
 
@@ -79,14 +80,7 @@ class ExtractiveQA(Task):
 
     def resolved(self, splits: DatasetDict) -> Self:
         """With `no_answer` from the training rows; see `Task.resolved`."""
-        for split, rows in splits.items():
-            for column in (*self.text_columns, "answers"):
-                if column not in rows.column_names:
-                    listed = ", ".join(name for name in rows.column_names if not name.startswith("__"))
-                    raise DataError(
-                        f"split {split!r} has no column {column!r} (it has: {listed}); "
-                        f"map it in the recipe with  data.columns: {{{column}: ...}}"
-                    )
+        check_columns(splits, (*self.text_columns, "answers"))
         rows = splits["train" if "train" in splits else next(iter(splits))]
         if self.no_answer is not None:
             return self
@@ -147,20 +141,39 @@ class ExtractiveQA(Task):
 
         return rows.map(features, batched=True, with_indices=True, remove_columns=rows.column_names, desc="tokenizing")
 
+    def unread(self, encoded: Encoded, max_length: int) -> dict[int, str]:
+        """Questions that are cut, and answers that are whole in no window; see `Task.unread`."""
+        limit = _question_room(max_length)
+        texts = list(encoded.rows["question"])
+        questions = encoded.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        found = {
+            row: f"of the question's {len(ids)} tokens {limit} are read; raise model.max_length"
+            for row, ids in enumerate(questions)
+            if len(ids) > limit
+        }
+        if "labels" in encoded.features.column_names:
+            windows = zip(encoded.features[ROW], encoded.features["labels"], strict=True)
+            learnt = {row for row, label in windows if label != [0, 0]}
+            for row, cell in enumerate(encoded.rows["answers"]):
+                if _texts(cell) and row not in learnt:
+                    found[row] = f"no window holds the whole answer {_texts(cell)[0]!r}; raise task.stride"
+        return found
+
     def _windows(self, questions: list[str], contexts: list[str], tokenizer: Any, max_length: int) -> Any:
-        # A question may take half of a window; what is left must be more than what windows share.
-        room = max_length // 2
-        cut = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        limit = _question_room(max_length)
+        cut = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         shortened = [
-            text if len(spans) <= room - 4 else text[: spans[max(1, room - 4) - 1][1]]
-            for text, spans in zip(questions, cut, strict=True)
+            text if len(spans) <= limit else text[: spans[limit - 1][1]]
+            for text, spans in zip(questions, cut["offset_mapping"], strict=True)
         ]
         return tokenizer(
             shortened,
             contexts,
             truncation="only_second",
             max_length=max_length,
-            stride=min(self.stride, room // 2),  # not by the questions of the batch, or they would change its windows
+            stride=min(
+                self.stride, max_length // 4
+            ),  # not by the questions of the batch, or they would change its windows
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )
@@ -277,6 +290,11 @@ class ExtractiveQA(Task):
         """The answer; of several right ones all."""
         text = value if isinstance(value, str) else " | ".join(dict.fromkeys(value))
         return text or "(no answer)"
+
+
+def _question_room(max_length: int) -> int:
+    """Tokens of a question that are read: half of a window, as what is left must be more than what windows share."""
+    return max(1, max_length // 2 - 4)
 
 
 def _texts(cell: Any) -> list[str]:

@@ -11,6 +11,7 @@ from pydantic import Field
 from peftkit.errors import CapabilityError, DataError
 from peftkit.labels import IGNORED
 from peftkit.tasks import ROW, Collator, Encoded, Head, Scored, Task, TokenScores
+from peftkit.tasks.columns import check_columns
 from peftkit.tasks.padding import padded
 
 if TYPE_CHECKING:
@@ -214,14 +215,7 @@ class PromptTask(GenerationTask):
 
     def resolved(self, splits: DatasetDict) -> Self:
         """With the template written out; see `Task.resolved`."""
-        for split, rows in splits.items():
-            for column in (self.source, self.target_column):
-                if column not in rows.column_names:
-                    listed = ", ".join(name for name in rows.column_names if not name.startswith("__"))
-                    raise DataError(
-                        f"split {split!r} has no column {column!r} (it has: {listed}); "
-                        f"map it in the recipe with  data.columns: {{{column}: ...}}"
-                    )
+        check_columns(splits, (self.source, self.target_column))
         if self.template is not None and f"{{{self.source}}}" not in self.template:
             raise DataError(
                 f"task.template {self.template!r} has no place for the prompt; write {{{self.source}}} where it goes"

@@ -33,6 +33,10 @@ class InstructionTuning(GenerationTask):
     chat_template: str | None = None
     """Jinja template of a conversation; none: that of the tokenizer."""
 
+    def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Other programs that load the run write conversations by the same template."""
+        tokenizer.chat_template = self.chat_template or tokenizer.chat_template
+
     @property
     def default_metrics(self) -> tuple[str, ...]:
         """Perplexity of the assistant's turns, which needs no generation, and ROUGE of the generated last turn."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from peftkit.errors import DataError
 from peftkit.tasks import ROW, Encoded, Scored, Task
+from peftkit.tasks.columns import check_columns
 from peftkit.tasks.generation import likelihoods_of
 
 if TYPE_CHECKING:
@@ -28,13 +29,8 @@ class RunningText(Task):
 
     def resolved(self, splits: DatasetDict) -> Self:
         """Unchanged; see `Task.resolved`."""
+        check_columns(splits, self.text_columns)
         for split, rows in splits.items():
-            if "text" not in rows.column_names:
-                listed = ", ".join(name for name in rows.column_names if not name.startswith("__"))
-                raise DataError(
-                    f"split {split!r} has no column 'text' (it has: {listed}); "
-                    "map it in the recipe with  data.columns: {text: ...}"
-                )
             _check_strings(split, rows)
         return self
 

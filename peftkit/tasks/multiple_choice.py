@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from peftkit.errors import CapabilityError, DataError
 from peftkit.tasks import ROW, Collator, Encoded, Head, Scored, Task, tasks
+from peftkit.tasks.columns import check_columns
 from peftkit.tasks.padding import padded
 
 if TYPE_CHECKING:
@@ -43,14 +44,7 @@ class MultipleChoice(Task):
 
     def resolved(self, splits: DatasetDict) -> Self:
         """Itself; see `Task.resolved`."""
-        for split, rows in splits.items():
-            for column in ("question", "label"):
-                if column not in rows.column_names:
-                    listed = ", ".join(name for name in rows.column_names if not name.startswith("__"))
-                    raise DataError(
-                        f"split {split!r} has no column {column!r} (it has: {listed}); "
-                        f"map it in the recipe with  data.columns: {{{column}: ...}}"
-                    )
+        check_columns(splits, ("question", "label"))
         return self
 
     def suited(self, config: PretrainedConfig) -> Self:

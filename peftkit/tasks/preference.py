@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from peftkit.errors import CapabilityError, DataError
 from peftkit.labels import Targets
 from peftkit.tasks import ROW, Encoded, Task
+from peftkit.tasks.columns import check_columns
 from peftkit.tasks.conversations import ConversationError
 from peftkit.tasks.exchanges import PROMPT, SYSTEM, Exchange, Form, Writer, asked, exchange_of, form_of, shown
 from peftkit.tasks.generation import GenerationTask, token_likelihoods
@@ -37,6 +38,10 @@ class ExchangeTask(Task):
     disable_dropout: bool = True
     """Train without the dropout of model and method, which would let the tuned model differ from the base by chance."""
 
+    def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Other programs that load the run write conversations by the same template."""
+        tokenizer.chat_template = self.chat_template or tokenizer.chat_template
+
     @property
     def targets(self) -> Targets:
         """Its own: what is learnt from is a comparison."""
@@ -49,21 +54,11 @@ class ExchangeTask(Task):
 
     def resolved(self, splits: DatasetDict) -> Self:
         """With the form that the rows have; see `Task.resolved`."""
-        for split, rows in splits.items():
-            self._check_columns(split, rows)
+        check_columns(splits, self._needed_columns())
         first = next(iter(splits.values()))
         if self.form is not None or not len(first):
             return self
         return self.model_copy(update={"form": form_of(first[0], self.answer_columns)})
-
-    def _check_columns(self, split: str, rows: Dataset) -> None:
-        for column in self._needed_columns():
-            if column not in rows.column_names:
-                listed = ", ".join(name for name in rows.column_names if not name.startswith("__"))
-                raise DataError(
-                    f"split {split!r} has no column {column!r} (it has: {listed}); "
-                    f"map it in the recipe with  data.columns: {{{column}: ...}}"
-                )
 
     def _needed_columns(self) -> tuple[str, ...]:
         return (PROMPT, *self.answer_columns)

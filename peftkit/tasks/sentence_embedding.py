@@ -12,6 +12,7 @@ from peftkit.errors import CapabilityError, DataError, RecipeError
 from peftkit.labels import Targets
 from peftkit.results import PART_SEPARATOR
 from peftkit.tasks import ROW, Collator, Encoded, Head, Scored, Task, tasks
+from peftkit.tasks.columns import check_columns
 from peftkit.tasks.padding import padded
 
 if TYPE_CHECKING:
@@ -118,15 +119,9 @@ class SentenceEmbedding(Task):
         scored = all("score" in columns for columns in held_out)
         evaluation = self.evaluation or ("similarity" if scored else "retrieval")
         for split, rows in splits.items():
-            needed = _NEEDED[objective if split == "train" else evaluation]
-            for column in needed:
-                if column not in rows.column_names:
-                    listed = ", ".join(name for name in rows.column_names if not name.startswith("__"))
-                    raise DataError(
-                        f"split {split!r} has no column {column!r}, which "
-                        f"{'the objective ' + repr(objective) if split == 'train' else repr(evaluation)} needs (it "
-                        f"has: {listed}); map it in the recipe with  data.columns: {{{column}: ...}}"
-                    )
+            purpose = objective if split == "train" else evaluation
+            who = f"the objective {purpose!r}" if split == "train" else repr(purpose)
+            check_columns({split: rows}, _NEEDED[purpose], reason=f", which {who} needs")
         return self.model_copy(update={"objective": objective, "evaluation": evaluation})
 
     def suited(self, config: PretrainedConfig) -> Self:

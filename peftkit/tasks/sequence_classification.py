@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from peftkit.errors import DataError
 from peftkit.labels import Targets
 from peftkit.tasks import ROW, Collator, Encoded, Head, Scored, Task, tasks
+from peftkit.tasks.columns import check_columns
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,14 +106,7 @@ class SequenceClassification(Task):
 
     def resolved(self, splits: DatasetDict) -> Self:
         """With label names taken from the training rows where the recipe gives none; see `Task.resolved`."""
-        for split, rows in splits.items():
-            for column in ("text", "label"):
-                if column not in rows.column_names:
-                    listed = ", ".join(name for name in rows.column_names if not name.startswith("__"))
-                    raise DataError(
-                        f"split {split!r} has no column {column!r} (it has: {listed}); "
-                        f"map it in the recipe with  data.columns: {{{column}: ...}}"
-                    )
+        check_columns(splits, ("text", "label"))
         if self.problem_type == "regression" or self.labels is not None:
             return self
         split = "train" if "train" in splits else next(iter(splits))

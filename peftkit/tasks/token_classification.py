@@ -12,6 +12,7 @@ from pydantic import model_validator
 from peftkit.errors import DataError
 from peftkit.labels import IGNORED, Targets
 from peftkit.tasks import ROW, Collator, Encoded, Head, Scored, Task, tasks
+from peftkit.tasks.columns import check_columns
 from peftkit.tasks.generation import objects
 from peftkit.tasks.padding import padded
 from peftkit.tasks.tag_schemes import (
@@ -111,14 +112,7 @@ class TokenClassification(Task):
 
     def resolved(self, splits: DatasetDict) -> Self:
         """With scheme and tags from the training rows where the recipe gives none; see `Task.resolved`."""
-        for split, rows in splits.items():
-            for column in ("tokens", "tags"):
-                if column not in rows.column_names:
-                    listed = ", ".join(name for name in rows.column_names if not name.startswith("__"))
-                    raise DataError(
-                        f"split {split!r} has no column {column!r} (it has: {listed}); "
-                        f"map it in the recipe with  data.columns: {{{column}: ...}}"
-                    )
+        check_columns(splits, ("tokens", "tags"))
         rows = splits["train" if "train" in splits else next(iter(splits))]
         inner = getattr(rows.features["tags"], "feature", None)
         names = self.labels or tuple(getattr(inner, "names", None) or ())

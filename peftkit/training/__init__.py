@@ -254,6 +254,7 @@ def _tokenizer(recipe: Recipe, options: RunOptions) -> PreTrainedTokenizerBase:
         artifact = locate_tokenizer(spec.locator, revision=spec.revision)
     tokenizer = load_tokenizer(artifact, trust_remote_code=options.trust_remote_code)
     recipe.method.prepare_tokenizer(tokenizer)
+    recipe.task.prepare_tokenizer(tokenizer)
     return tokenizer
 
 

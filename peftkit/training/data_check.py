@@ -132,6 +132,13 @@ def check_data(
     return sorted(findings, key=lambda finding: finding.severity)
 
 
+def unread_rows(name: str, rows: Dataset, found: Mapping[int, str]) -> str:
+    """A warning about rows of the split `name` that the model reads in part only, `found` by row."""
+    origins = rows.select_columns([ORIGIN])[:][ORIGIN] if ORIGIN in rows.column_names else None
+    places = _Split(name, origins, (), None, ()).places(sorted(found), found)
+    return f"split {name!r} has {_rows(len(found))} of {len(rows)} that are not read as a whole: {places}"
+
+
 def _column_errors(name: str, rows: Dataset, rules: RowRules) -> list[str]:
     present = [column for column in rows.column_names if column != ORIGIN]
     wanted = [*rules.text_columns, *([rules.label.column] if rules.label else [])]

@@ -17,7 +17,7 @@ from peftkit.recipe import Recipe
 from peftkit.results import DataRecord
 from peftkit.tasks import Encoded, Task
 from peftkit.training.augmenting import augmented
-from peftkit.training.data_check import LabelRule, RowRules, check_data
+from peftkit.training.data_check import LabelRule, RowRules, check_data, unread_rows
 from peftkit.training.scratch import architecture_config
 from peftkit.training.taught_answers import with_taught_answers
 
@@ -146,6 +146,8 @@ def prepare_data(recipe: Recipe, loaded: LoadedData, *, task: Task, tokenizer: P
     for split, rows in loaded.splits.items():
         with _tokenizing_bar(len(rows)):
             features[split] = task.encode(rows, tokenizer, recipe.model.max_length)
+        if found := task.unread(Encoded(rows, features[split], tokenizer), recipe.model.max_length):
+            warnings.append(unread_rows(split, rows, found))
     return PreparedData(task, loaded, features, tokenizer, tuple(warnings))
 
 

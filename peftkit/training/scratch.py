@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _FROM_TOKENIZER = ("pad_token_id", "bos_token_id", "eos_token_id")
-_ABOVE_PADDING = ("roberta", "camembert", "mpnet")
-"""Architectures whose positions start behind the padding index."""
 
 
 def lay_base(recipe: Recipe, task: Task, rows: Dataset, folder: Path) -> Recipe:
@@ -115,18 +113,4 @@ def _config(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, head: Head) -> 
         config.decoder_start_token_id = tokenizer.pad_token_id
     for key, value in head.config.items():
         setattr(config, key, value)
-    limit = positions_of(config, tokenizer)
-    if limit is not None and spec.max_length > limit:
-        raise RecipeError(
-            f"model.max_length is {spec.max_length}, and the architecture has positions for {limit} tokens; lower it, "
-            "or raise  model.architecture.max_position_embeddings"
-        )
     return config
-
-
-def positions_of(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """How many tokens an architecture has positions for; None: any number."""
-    limit: int | None = getattr(config, "max_position_embeddings", None)
-    if limit is not None and config.model_type.startswith(_ABOVE_PADDING):
-        limit -= tokenizer.pad_token_id + 1
-    return limit

@@ -26,11 +26,11 @@ from peftkit.models import (
     skeleton,
     storage_of,
 )
+from peftkit.positions import positions_of
 from peftkit.recipe import ModelSpec, Recipe
 from peftkit.results import PIPELINE_FILE, RUN_FILE, read_result
 from peftkit.storage import Storage
 from peftkit.tasks import ROW, Task
-from peftkit.training.scratch import positions_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -151,7 +151,7 @@ def check_teacher(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase
     teacher = Teacher.find(recipe, task)
     if options.computes_teacher:
         left_out_columns(teacher, recipe.model_copy(update={"task": task}), tokenizer, rows=rows)
-        limit = positions_of(teacher.bare().config, teacher.tokenizer)
+        limit = positions_of(teacher.bare())
         if limit is not None and limit < recipe.model.max_length:
             raise RecipeError(
                 f"model.max_length is {recipe.model.max_length}, and the teacher '{teacher.title}' reads at most "

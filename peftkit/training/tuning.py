@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from peftkit.errors import CapabilityError
+from peftkit.errors import CapabilityError, RecipeError
 from peftkit.methods import TuningContext
 from peftkit.models import (
     LoadedModel,
@@ -22,6 +22,7 @@ from peftkit.models import (
     storage_of,
     to_float32_masters,
 )
+from peftkit.positions import positions_of
 from peftkit.recipe import Recipe
 from peftkit.tasks import ROW, Head
 from peftkit.training.augmenting import most_rows
@@ -42,6 +43,7 @@ def check_method(
         CapabilityError: the method cannot tune this model, or a regularizer cannot work on it; says why and what to do.
     """
     bare = skeleton(recipe.model, head)
+    _check_length(recipe, bare.model)
     storage = storage_of(recipe, head, dtype=dtype)
     context = _context(recipe, bare, head=head, storage=storage, rows=most_rows(recipe, rows))
     if problem := recipe.method.problem(bare.model, replace(context, tokenizer=tokenizer)):
@@ -74,6 +76,19 @@ def tuned_model(
     with quiet_libraries():
         model = recipe.method.apply(base.model, context)
     return replace(base, model=to_float32_masters(model))
+
+
+def _check_length(recipe: Recipe, model: PreTrainedModel) -> None:
+    limit, before = positions_of(model), getattr(recipe.method, "virtual_tokens", 0)
+    if limit is None or recipe.model.max_length + before <= limit:
+        return
+    taken = f", of which method.virtual_tokens takes {before}" if before else ""
+    built = recipe.model.architecture is not None
+    hint = ", or raise  model.architecture.max_position_embeddings" if built else ""
+    raise RecipeError(
+        f"model.max_length is {recipe.model.max_length}, and {type(model).__name__} has positions for {limit} "
+        f"tokens{taken}; lower it to {limit - before}{hint}"
+    )
 
 
 def _context(recipe: Recipe, base: LoadedModel, *, head: Head, storage: Storage, rows: int) -> TuningContext:

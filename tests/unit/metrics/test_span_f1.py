@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from seqeval.metrics import f1_score, precision_score, recall_score
+from seqeval.metrics import classification_report, f1_score, precision_score, recall_score
 from seqeval.scheme import IOB2, IOBES
 
 from peftkit.errors import DataError
@@ -44,6 +44,25 @@ def test_span_f1_is_seqevals(scheme: str, mode: str) -> None:
     assert found["span_precision"] == pytest.approx(precision_score(actual, predicted, **strict), abs=1e-12)
     assert found["span_recall"] == pytest.approx(recall_score(actual, predicted, **strict), abs=1e-12)
     assert 0 < found["span_f1"] < 1
+
+
+@pytest.mark.parametrize("mode", ["default", "strict"])
+def test_f1_of_each_type_is_seqevals(mode: str) -> None:
+    actual = rows(200, 0, "BI")
+    predicted = near(actual, 1, "BI")
+    strict: Any = {"mode": "strict", "scheme": IOB2} if mode == "strict" else {}
+    wanted = classification_report(actual, predicted, output_dict=True, **strict)
+    metric = metrics.build({"name": "span_f1", "mode": mode, "by_type": True})
+    kinds = {name for name in wanted if " " not in name}
+    found = metric.compute(predicted, actual)
+    assert len(kinds) > 1
+    assert set(found) == {"span_f1", "span_precision", "span_recall", *(f"span_f1_{kind}" for kind in kinds)}
+    for kind in kinds:
+        assert found[f"span_f1_{kind}"] == pytest.approx(wanted[kind]["f1-score"], abs=1e-12)
+    tagged = np.empty((2, 200), object)
+    tagged[0], tagged[1] = predicted, actual
+    once = metric.resampled(*tagged, np.ones((1, 200)))
+    assert {name: values[0] for name, values in once.items()} == pytest.approx(found)
 
 
 def test_tag_accuracy_counts_words() -> None:

@@ -83,6 +83,20 @@ def test_long_contexts_are_read_in_windows_that_overlap(tokenizer: Any) -> None:
     assert [feature["labels"] != [0, 0] for feature in windows] == [False] * (len(windows) - 1) + [True]
 
 
+def test_what_is_not_read_as_a_whole_is_told(tokenizer: Any) -> None:
+    words = " ".join(f"word{place}" for place in range(60))
+    question = "How long was the very long and very generous film? " * 4
+    rows = Dataset.from_list([row("Where?", words, "word3"), row(question, words, None), row("Where?", words, words)])
+    task = resolved(rows, stride=6)
+    tokens = len(tokenizer(question, add_special_tokens=False)["input_ids"])
+    assert task.unread(Encoded(rows, task.encode(rows, tokenizer, 40), tokenizer), 40) == {
+        1: f"of the question's {tokens} tokens 16 are read; raise model.max_length",
+        2: f"no window holds the whole answer {words!r}; raise task.stride",
+    }
+    asked = rows.remove_columns("answers")
+    assert set(task.unread(Encoded(asked, task.encode(asked, tokenizer, 40), tokenizer), 40)) == {1}
+
+
 def test_windows_of_a_row_do_not_depend_on_the_rows_beside_it(tokenizer: Any) -> None:
     context, question = "The film was long. " * 12, "How long was the very long and very generous film? " * 4
     alone = Dataset.from_list([row("Who?", context, None)])

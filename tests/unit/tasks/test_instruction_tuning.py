@@ -267,6 +267,7 @@ def test_merged_adapters_answer_alike(checkpoint: Callable[[str], Path], tmp_pat
     assert merged.merge_difference is not None
     assert merged.merge_difference < 1e-4  # float32 sums in another order
     assert merged(["film?"]) == load(tmp_path / "run")(["film?"])
+    assert AutoTokenizer.from_pretrained(tmp_path / "run" / "adapter").chat_template == TEMPLATE
 
 
 def test_order_of_a_question_alone() -> None:

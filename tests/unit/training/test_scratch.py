@@ -214,7 +214,11 @@ BAD_MODELS: dict[str, tuple[dict[str, Any], type[PeftkitError], str]] = {
     "own vocabulary": ({"architecture": BERT | {"vocab_size": 8}}, RecipeError, r"set  model\.tokenizer\.vocab_size"),
     "a word for a number": ({"architecture": BERT | {"hidden_size": "big"}}, RecipeError, "hidden_size.*correct"),
     "heads that do not part it": ({"architecture": BERT | {"num_attention_heads": 3}}, RecipeError, "cannot be built"),
-    "too long": ({"max_length": 513}, RecipeError, "max_length is 513, and the architecture has positions for 512"),
+    "too long": (
+        {"max_length": 513},
+        RecipeError,
+        "max_length is 513, and .* has positions for 512 .* or raise",
+    ),
     "too few tokens": ({"tokenizer": {"type": "bpe", "vocab_size": 3}}, RecipeError, "vocab_size.*at least 300|300"),
     "unknown tokenizer": ({"tokenizer": {"type": "words"}}, RecipeError, "tokenizer"),
     "no such head": ({"architecture": GPT2}, CapabilityError, "'gpt2' has no head for task 'masked_lm'"),
