@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +244,25 @@ def test_labels_that_do_not_fit_are_refused(
 def test_a_base_that_does_not_fit_is_found_without_weights(make_recipe: MakeRecipe, tiny_t5: Path) -> None:
     with pytest.raises(CapabilityError, match="'mixup' needs one stack of blocks, and T5ForSequenceClassification has"):
         check(make_recipe("mixup", base=tiny_t5), options=QUIET)
+
+
+@pytest.mark.training
+def test_comparisons_count_the_labels_of_a_task_with_several_divisors(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masked tokens and pairs of sentences are averaged each by itself; R-Drop compares the masked tokens."""
+    from contracts.task_cases.masked_lm_nsp import CASE
+
+    original, found = Regularization.compared, []
+
+    def compared(self: Any, loss: torch.Tensor, logits: Any, again: Any, items: torch.Tensor) -> torch.Tensor:
+        found.append((items, logits().shape[0]))
+        return original(self, loss, logits, again, items)
+
+    monkeypatch.setattr(Regularization, "compared", compared)
+    case = replace(CASE, recipe={"regularizers": ["r_drop"]})
+    run(case.build(checkpoint(case.model), tmp_path, batch_size=4, max_steps=2), tmp_path / "run", options=QUIET)
+    assert len(found) == 2
+    for items, labelled in found:
+        assert items.shape == ()
+        assert items == labelled > 4
