@@ -18,15 +18,24 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from peftkit.kernels.first_token import FirstTokens, Projections, projections_of
 from peftkit.kernels.packing import ATTENTION, Packing, current, unsupported
 from peftkit.layers.blocks import block_lists
 
 
 class PaddingFree:
-    """Padding-free execution of one model, until `remove`."""
+    """Padding-free execution of one model, until `remove`.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        reads_blocks: whether something beside the model reads what its blocks give, so that the last of them is not
+            computed for the first tokens only where the head reads no others.
+    """
+
+    def __init__(self, model: nn.Module, *, reads_blocks: bool = False) -> None:
         owner, blocks = only_stack(model)
+        found = "something reads what the blocks give" if reads_blocks else first_tokens(model)
+        self.first_problem = found if isinstance(found, str) else None
+        """Why the last block is computed for all tokens; None where it is not."""
         self.owner = owner
         self.signature = inspect.signature(owner.forward)
         self.started: Token[Packing | None] | None = None
@@ -45,6 +54,7 @@ class PaddingFree:
             blocks[0].register_forward_pre_hook(_first, with_kwargs=True),
             blocks[-1].register_forward_hook(_last),
         ]
+        self.first = None if isinstance(found, str) else FirstTokens(blocks[-1], found)
         self.biased: list[Any] = [part for part in blocks.modules() if hasattr(part, "compute_bias")]
         for part in self.biased:
             part.compute_bias = _for_padded(part.compute_bias)
@@ -57,13 +67,15 @@ class PaddingFree:
             config._attn_implementation = "sdpa"
         for part in self.biased:
             del part.compute_bias
+        if self.first is not None:
+            self.first.remove()
 
     def _begin(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._stop()
         given = self.signature.bind_partial(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
         mask = given.get("attention_mask")
-        if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.all():
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or (mask.all() and self.first is None):
             return None  # nothing to gain
         real = mask.bool()
         # Heads of encoders read the first place of each row, whatever stands there.
@@ -71,7 +83,7 @@ class PaddingFree:
             self.padded += 1
             return None
         self.packed += 1
-        self.started = current.set(Packing(real))
+        self.started = current.set(Packing(real, first_only=self.first is not None))
         # A cache that nobody asked for would hold keys of all rows in one.
         return (args, {**kwargs, "use_cache": False}) if "use_cache" in self.signature.parameters else None
 
@@ -123,7 +135,7 @@ def _difference(model: nn.Module, owner: PreTrainedModel) -> str | None:
     model.eval()
     try:
         wanted = _outputs(owner, first_word=0)
-        engine = PaddingFree(model)
+        engine = PaddingFree(model, reads_blocks=True)
         try:
             found, beside_others = (_outputs(owner, first_word=word) for word in (0, 1))
         finally:
@@ -134,7 +146,7 @@ def _difference(model: nn.Module, owner: PreTrainedModel) -> str | None:
         for part, mode in modes.items():
             part.training = mode
     in_bits = any(not weight.is_floating_point() for weight in model.parameters())
-    rounding = torch.finfo(torch.bfloat16 if in_bits else wanted.dtype).eps ** 0.5 * wanted.abs().max()
+    rounding = _rounding(model, wanted)
     # Other words in one row leave not a bit of the others changed; outliers of int8 are chosen over all rows.
     if (found - beside_others)[_BESIDE].abs().max() > (rounding if in_bits else 0):
         return f"blocks of {type(owner).__name__} mix tokens by other means than attention"
@@ -146,6 +158,8 @@ def _difference(model: nn.Module, owner: PreTrainedModel) -> str | None:
 _ROWS = ((1,) * 7, (1, 1, 1, 0, 0, 0, 0), (1, 1, 1, 0, 0, 0, 0), (1, 0, 0, 0, 0, 0, 0))
 _BESIDE = [*range(7), *range(10, 14)]
 """Tokens of all rows but the second."""
+_FIRST = [0, 7, 10, 13]
+"""First tokens of rows."""
 
 
 @torch.no_grad()
@@ -156,6 +170,82 @@ def _outputs(owner: PreTrainedModel, *, first_word: int) -> Tensor:
     ids[1] += first_word
     states: Tensor = owner(input_ids=ids % owner.config.get_text_config().vocab_size, attention_mask=mask)[0]
     return states[mask.bool()]
+
+
+_sought: WeakKeyDictionary[nn.Module, Projections | str] = WeakKeyDictionary()
+
+
+def first_tokens(model: nn.Module) -> Projections | str:
+    """What gives keys and values in the last block of a model whose head reads first tokens only; why not, else."""
+    if model not in _sought:
+        modes = {part: part.training for part in model.modules()}
+        model.eval()
+        try:
+            _sought[model] = _first_tokens(model)
+            if not isinstance(_sought[model], str) and (problem := _first_difference(model)) is not None:
+                _sought[model] = problem
+        finally:
+            for part, mode in modes.items():
+                part.training = mode
+    return _sought[model]
+
+
+def _first_tokens(model: nn.Module) -> Projections | str:
+    owner, blocks = only_stack(model)
+    try:
+        if not _reads_first(model, owner, blocks[-1]):
+            return "its head reads other tokens than the first"
+        configs = [config for config in _configs(model) if config._attn_implementation == "sdpa"]
+        return projections_of(blocks[-1], configs, lambda: _outputs(owner, first_word=0))
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        return f"it could not be tried: {type(error).__name__}: {error}".partition("\n")[0]
+
+
+def _first_difference(model: nn.Module) -> str | None:
+    """What is wrong with the first tokens of rows whose last block is computed for them only; None if nothing is."""
+    owner, _ = only_stack(model)
+    wanted = _outputs(owner, first_word=0)[_FIRST]
+    engine = PaddingFree(model)
+    try:
+        found = _outputs(owner, first_word=0)[_FIRST]
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        return f"it could not be tried: {type(error).__name__}: {error}".partition("\n")[0]
+    finally:
+        engine.remove()
+    is_same = (found - wanted).abs().max() <= _rounding(model, wanted)
+    return None if is_same else "first tokens alone give other outputs"
+
+
+def _rounding(model: nn.Module, outputs: Tensor) -> float:
+    """By how much outputs of a model may differ."""
+    in_bits = any(not weight.is_floating_point() for weight in model.parameters())
+    return float(torch.finfo(torch.bfloat16 if in_bits else outputs.dtype).eps ** 0.5 * outputs.abs().max())
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _reads_first(model: nn.Module, owner: PreTrainedModel, last: nn.Module) -> bool:
+    """Whether outputs of a model depend on no other token of its last block than the first of each row."""
+    mask = torch.tensor(_ROWS, device=owner.device)
+    ids = torch.arange(5, 5 + mask.numel(), device=owner.device).view_as(mask) % owner.config.vocab_size
+    given: list[Tensor] = []
+
+    def watch(block: nn.Module, args: Any, output: Any) -> Any:
+        states = (output[0] if isinstance(output, tuple) else output).detach().requires_grad_()
+        given.append(states)
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+    hook = last.register_forward_hook(watch)
+    try:
+        try:
+            output = model(input_ids=ids, attention_mask=mask)
+        except RuntimeError:  # of several choices, each row with one
+            output = model(input_ids=ids[:, None], attention_mask=mask[:, None])
+    finally:
+        hook.remove()
+    read = [part for part in output.values() if isinstance(part, Tensor) and part.is_floating_point()]
+    (gradient,) = torch.autograd.grad(torch.stack([part.float().square().sum() for part in read]).sum(), given[-1:])
+    return bool((gradient[:, 1:] == 0).all()) and bool((gradient[:, 0] != 0).any())
 
 
 def _configs(model: nn.Module) -> list[Any]:
@@ -223,5 +313,5 @@ def _last(block: nn.Module, args: Any, output: Any) -> Any:
     if packing is None:
         return None
     if isinstance(output, tuple):
-        return (packing.padded(output[0]), *output[1:])
-    return packing.padded(output)
+        return (packing.padded(output[0], is_last=True), *output[1:])
+    return packing.padded(output, is_last=True)

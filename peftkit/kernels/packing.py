@@ -6,9 +6,9 @@ the attention kernel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,14 +42,22 @@ class Seen(NamedTuple):
     causal: bool
 
 
+class AttendFirst(Protocol):
+    """See `first_token.FirstTokens.attend`."""
+
+    def __call__(self, packing: Packing, query: Tensor, seen: Sequence[Seen], options: Mapping[str, Any], /) -> Tensor:
+        """Attention of the first token of each row."""
+
+
 class Packing:
     """Where the real tokens of a padded batch are.
 
     Args:
         real: (rows, length) true at real tokens, which need not be contiguous.
+        first_only: whether the last block is computed for the first token of each row only; no row is empty then.
     """
 
-    def __init__(self, real: Tensor) -> None:
+    def __init__(self, real: Tensor, *, first_only: bool = False) -> None:
         self.rows, self.length = real.shape
         counts = real.sum(1)
         order = counts.argsort(stable=True)
@@ -66,6 +74,11 @@ class Packing:
                 self.groups.append(Group(first, size, length))
                 first += size * length
         self.tokens = first
+        self.first_only = first_only
+        self.firsts = (place == 0).nonzero().squeeze(1) if first_only else place.new_empty(0)
+        """(rows,) places of the first tokens of rows among the packed ones."""
+        self.attend_first: AttendFirst | None = None
+        """How those look at the tokens of their rows, while the last block is computed for them."""
         self._known: dict[int, tuple[Tensor, Any]] = {}
 
     def packed(self, value: Any) -> Any:
@@ -80,10 +93,17 @@ class Packing:
             return self._once(value, lambda: value.index_select(1, self.columns))
         return value
 
-    def padded(self, packed: Tensor) -> Tensor:
-        """(1, tokens, ...) as (rows, length, ...), zero at padding."""
+    def first_of(self, value: Any) -> Any:
+        """Of a tensor (1, tokens, ...) the first token of each row, (1, rows, ...); all else as it is."""
+        if isinstance(value, Tensor) and value.shape[:2] == (1, self.tokens):
+            return value.index_select(1, self.firsts)
+        return value
+
+    def padded(self, packed: Tensor, *, is_last: bool = False) -> Tensor:
+        """(1, tokens, ...), or of the last block (1, rows, ...), as (rows, length, ...), zero where there is none."""
+        places = self.places[self.firsts] if is_last and self.first_only else self.places
         flat = packed.new_zeros(self.rows * self.length, *packed.shape[2:])
-        return flat.index_copy(0, self.places, packed.squeeze(0)).view(self.rows, self.length, *packed.shape[2:])
+        return flat.index_copy(0, places, packed.squeeze(0)).view(self.rows, self.length, *packed.shape[2:])
 
     def grouped(self, packed: Tensor) -> list[Tensor]:
         """(1, heads, tokens, features) by group: (rows, heads, length, features), views of it."""
@@ -175,6 +195,9 @@ def packed_attention(  # noqa: PLR0913 # the signature is that of transformers
         )
         return outcome
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if packing.attend_first is not None:
+        looks = packing.seen(attention_mask, causal=causal)
+        return packing.attend_first(packing, query, looks, {"dropout_p": dropout, "scale": scaling}), None
     shares = query.shape[1] // key.shape[1]
     parts = []
     tensors = map(packing.grouped, (query, key, value))

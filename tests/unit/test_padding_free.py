@@ -95,7 +95,7 @@ def test_outputs_and_gradients_are_those_of_the_padded_path(name: str, side: str
 
 def test_blocks_see_no_padding(checkpoint: Checkpoint) -> None:
     model, mask = made("bert", checkpoint), torch.tensor(MASKS["right"])
-    engine, seen = PaddingFree(model), []
+    engine, seen = PaddingFree(model, reads_blocks=True), []
     for layer in model.bert.encoder.layer:
         layer.intermediate.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape[:2])))
     computed(model, mask)

@@ -29,8 +29,10 @@ class Execution:
 
     def __init__(self, setup: Setup, regularization: Regularization, *, shares_blocks: bool = False) -> None:
         self.labels = LabelLogits(setup, regularization)
-        self.parts: list[Part] = [WithoutPadding(setup), self.labels, FusedLora(setup), CheapRecomputation(setup)]
-        self.parts.append(TrunkCache(setup, shares_blocks=shares_blocks))  # tries the model as the others leave it
+        padding = WithoutPadding(setup)
+        self.parts: list[Part] = [padding, self.labels, FusedLora(setup), CheapRecomputation(setup)]
+        # It tries the model as the others leave it.
+        self.parts.append(TrunkCache(setup, shares_blocks=shares_blocks, first_only=padding.first_only))
 
     def loss(self, model: Any, batch: Mapping[str, Any], items: Tensor) -> Tensor | None:
         """See `LabelLogits.loss`."""

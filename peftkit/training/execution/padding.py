@@ -17,7 +17,14 @@ class WithoutPadding(Part):
     def __init__(self, setup: Setup) -> None:
         self.model = setup.model
         self.problem = _problem(setup)
-        self.installed = PaddingFree(setup.model) if self.problem is None else None
+        distillation = setup.recipe.distillation
+        reads_blocks = distillation is not None and distillation.hidden_states is not None
+        self.installed = PaddingFree(setup.model, reads_blocks=reads_blocks) if self.problem is None else None
+
+    @property
+    def first_only(self) -> bool:
+        """Whether the last block is computed for the first token of each row only."""
+        return self.installed is not None and self.installed.first is not None
 
     def described(self) -> str:
         """See `Part.described`."""
@@ -27,7 +34,7 @@ class WithoutPadding(Part):
             return "off: the method or task reads more than hidden states of the model"
         if has_decoder_beside(self.model):
             return "on in the encoder; the decoder is given no mask, and keeps its padding"
-        return "on"
+        return "on, and in the last block first tokens only, as the head reads no others" if self.first_only else "on"
 
     def remove(self) -> None:
         """See `Part.remove`."""

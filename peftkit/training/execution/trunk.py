@@ -93,13 +93,18 @@ class Trunk:
     Args:
         forms: of each block of the trunk, the length of the tuple that it gives, or None where it gives a tensor.
         store: where its states are kept.
+        first_only: whether the last block of the model is computed for the first token of each row only; if it belongs
+            to the trunk, only the states of these are kept.
     """
 
-    def __init__(self, model: nn.Module, forms: Sequence[int | None], store: States) -> None:
+    def __init__(
+        self, model: nn.Module, forms: Sequence[int | None], store: States, *, first_only: bool = False
+    ) -> None:
         self.owner, blocks = only_stack(model)
         self.blocks = list(blocks[: len(forms)])
         self.forms = tuple(forms)
         self.height = len(blocks)
+        self.first_only = first_only and len(forms) == len(blocks)
         self.store = store
         self.in_training = True
         """Whether it may be read while the model trains, or in evaluation only."""
@@ -166,14 +171,17 @@ class Trunk:
             self.read += len(batch.keys)
             states, packing = batch.padded().to(hidden.device), current.get()
             hidden = states if packing is None else packing.packed(states)
+            hidden = packing.first_of(hidden) if packing is not None and self.first_only else hidden
         form = self.forms[place]
         return hidden if form is None else (hidden, *[None] * (form - 1))
 
     def _keep(self, batch: Batch, hidden: Tensor) -> None:
-        states = as_padded(hidden.detach()).cpu()
+        packing, hidden = current.get(), hidden.detach()
+        is_short = packing is not None and self.first_only
+        states = (packing.padded(hidden, is_last=True) if packing is not None and is_short else as_padded(hidden)).cpu()
         for row, (key, count) in enumerate(zip(batch.keys, batch.counts, strict=True)):
             if batch.known[row] is None:
-                self.store.put(key, states[row, :count].clone())
+                self.store.put(key, states[row, : 1 if self.first_only else count].clone())
                 self.computed += 1
 
 

@@ -17,12 +17,14 @@ class TrunkCache(Part):
     Args:
         setup: the run.
         shares_blocks: whether other tasks train the same blocks at the same time.
+        first_only: whether the last block is computed for the first token of each row only.
     """
 
     name: ClassVar[str] = "trunk_cache"
 
-    def __init__(self, setup: Setup, *, shares_blocks: bool) -> None:
-        found = "tasks that train together share their blocks" if shares_blocks else trunk_or_reason(setup)
+    def __init__(self, setup: Setup, *, shares_blocks: bool, first_only: bool) -> None:
+        shared = "tasks that train together share their blocks"
+        found = shared if shares_blocks else trunk_or_reason(setup, first_only=first_only)
         self.trunk = found if isinstance(found, Trunk) else None
         self.problem = found if isinstance(found, str) else None
 

@@ -28,8 +28,11 @@ _NOT_BELOW = ("_name_or_path", "architectures", "id2label", "label2id", "problem
 """Of a configuration: what no block depends on."""
 
 
-def trunk_or_reason(setup: Setup) -> Trunk | str:
+def trunk_or_reason(setup: Setup, *, first_only: bool) -> Trunk | str:
     """The trunk of a run at work, or why it has none.
+
+    Args:
+        first_only: whether the last block is computed for the first token of each row only.
 
     Raises:
         RecipeError: its dropout should not act, and it has none.
@@ -44,7 +47,7 @@ def trunk_or_reason(setup: Setup) -> Trunk | str:
             if not training.frozen_dropout:
                 raise RecipeError(f"training.frozen_dropout is false, but {forms}; remove it")
             return forms
-        trunk = Trunk(setup.model, forms, Memory())
+        trunk = Trunk(setup.model, forms, Memory(), first_only=first_only)
         trunk.drops = training.frozen_dropout
         trunk.problem = problem or probe.problem(trunk) or _open(setup, trunk, next(iter(probe.states.values())))
     if trunk.problem is not None and trunk.drops:
@@ -209,10 +212,10 @@ def _open(setup: Setup, trunk: Trunk, sample: Tensor) -> str | None:
 
 
 def _tokens(setup: Setup, trunk: Trunk) -> int:
-    """Of all rows that the trunk is computed for."""
+    """Of all rows that the trunk is computed for, those whose states are kept."""
     splits = setup.data.features if trunk.in_training else {**setup.data.features, "train": None}
     found = [rows["input_ids"] for rows in splits.values() if rows is not None and "input_ids" in rows.column_names]
-    return sum(map(_count, found))
+    return sum(len(ids) if trunk.first_only else _count(ids) for ids in found)
 
 
 def _count(ids: Any) -> int:
@@ -231,7 +234,13 @@ def identity(setup: Setup, trunk: Trunk, dtype: torch.dtype) -> str:
     environment, quantizer = setup.environment, setup.recipe.quantization
     said = [
         *(torch.__version__, transformers.__version__, environment.device, environment.precision, str(dtype)),
-        *(len(trunk.blocks), type(owner).__qualname__, config, quantizer and quantizer.model_dump(mode="json")),
+        *(
+            len(trunk.blocks),
+            trunk.first_only,
+            type(owner).__qualname__,
+            config,
+            quantizer and quantizer.model_dump(mode="json"),
+        ),
     ]
     digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
     for name, tensor in sorted({**dict(owner.named_parameters()), **dict(owner.named_buffers())}.items()):
