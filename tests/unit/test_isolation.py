@@ -30,7 +30,8 @@ def test_libraries_are_offline_and_keep_out_of_the_home_folder() -> None:
 def test_gpu_tests_are_skipped_with_a_reason_and_counted(tmp_path: Path) -> None:
     import torch
 
-    shutil.copy(CONFTEST, tmp_path)
+    for file in (CONFTEST, CONFTEST.with_name("application.py")):
+        shutil.copy(file, tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: x\n  recipes: x\n", "utf-8")
     lines = ["import os", "import pytest", "@pytest.mark.gpu", "def test_a(): pass", "def test_b(): pass"]
     lines += ["@pytest.mark.recipes", "def test_c(): assert os.environ['PEFTKIT_CACHE'] == 'mine'"]
