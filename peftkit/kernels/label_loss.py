@@ -7,21 +7,23 @@ vocabulary), which are the largest tensor of a step by far, never exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-CHUNK = 2**23
+CHUNK = 2**22
 """Logits that are held at a time."""
 
 Compute = Callable[[Tensor, Tensor], Tensor]
 """From hidden states (tokens, width) and labels (tokens,) to the sum of their losses, scalar."""
 
 
-def label_loss(states: Tensor, labels: Tensor, head: nn.Module, loss: Compute) -> Tensor:
+def label_loss(
+    states: Tensor, labels: Tensor, head: nn.Module, loss: Compute, *, divisor: Tensor | None = None
+) -> Tensor:
     """Sum of `loss` over `head(states)`, with the gradients of plain autograd.
 
     Args:
@@ -29,14 +31,23 @@ def label_loss(states: Tensor, labels: Tensor, head: nn.Module, loss: Compute) -
         labels: (tokens,).
         head: from hidden states to logits (tokens, vocabulary).
         loss: from logits and labels to a sum over tokens, scalar.
+        divisor: where `loss` is the cross-entropy divided by something, what by: float32 logits then give their place
+            to their gradient.
     """
     if not len(states):
         return states.sum() * 0.0
     weights = [weight for weight in head.parameters() if weight.requires_grad]
     chunk = _chunk(states, head)
 
-    def compute(part: Tensor, wanted: Tensor) -> Tensor:
-        return loss(head(part), wanted)
+    def compute(part: Tensor, wanted: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        read = part.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = head(read)
+            if divisor is None or logits.dtype != torch.float32:
+                lost = loss(logits, wanted)
+                return lost.detach(), torch.autograd.grad(lost, [read, *weights])
+        summed = cross_entropy_(logits.detach(), wanted) / divisor
+        return summed, torch.autograd.grad(logits, [read, *weights], logits.detach().div_(divisor))
 
     found: Tensor = _ChunkedLoss.apply(states, labels, compute, chunk, *weights)  # type: ignore[no-untyped-call] # torch's
     return found
@@ -66,21 +77,33 @@ def _chunk(states: Tensor, head: nn.Module) -> int:
     return max(1, CHUNK // vocabulary)
 
 
+@torch.no_grad()
+def cross_entropy_(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum of -log softmax(logits)[label] over tokens; its gradient is written over `logits` (tokens, classes)."""
+    labels = labels[:, None]
+    top = logits.amax(-1, keepdim=True)
+    chosen = logits.gather(1, labels)
+    total = logits.sub_(top).exp_().sum(-1, keepdim=True)
+    logits.div_(total).scatter_add_(1, labels, torch.full_like(chosen, -1.0))
+    return (total.log() + top - chosen).sum()
+
+
+_Compute = Callable[[Tensor, Tensor], tuple[Tensor, Sequence[Tensor]]]
+"""From states and labels of a chunk to its loss, and the gradients of states and of weights."""
+
+
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, labels: Tensor, compute: Compute, chunk: int, *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, states: Tensor, labels: Tensor, compute: _Compute, chunk: int, *weights: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=states.device)
         gradients: list[Tensor] = []
         summed = [torch.zeros_like(weight) for weight in weights]
         for part, wanted in zip(torch.split(states, chunk), torch.split(labels, chunk), strict=True):
-            read = part.detach().requires_grad_()
-            with torch.enable_grad():
-                lost = compute(read, wanted)
-            gradient, *of_weights = torch.autograd.grad(lost, [read, *weights])
+            lost, (gradient, *of_weights) = compute(part, wanted)
             gradients.append(gradient)
             for held, more in zip(summed, of_weights, strict=True):
                 held += more
-            total += lost.detach()
+            total += lost
         ctx.save_for_backward(torch.cat(gradients), *summed)
         return total
 

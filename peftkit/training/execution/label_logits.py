@@ -9,6 +9,7 @@ from torch import Tensor
 
 from peftkit.kernels.label_loss import HeadInput, label_loss, label_scores
 from peftkit.labels import IGNORED
+from peftkit.losses.cross_entropy import CrossEntropy
 from peftkit.tasks import Task, TokenScores
 from peftkit.training.execution.part import Part
 from peftkit.training.regularization import Regularization
@@ -31,8 +32,13 @@ class LabelLogits(Part):
             return None
         states, labels, head = read
         there, criterion = labels != IGNORED, self.setup.criterion
+        is_plain = isinstance(criterion, CrossEntropy) and not (criterion.label_smoothing or criterion.class_weights)
         return label_loss(
-            states[there], labels[there], head, lambda logits, wanted: criterion.compute(logits, wanted, items)
+            states[there],
+            labels[there],
+            head,
+            lambda logits, wanted: criterion.compute(logits, wanted, items),
+            divisor=items if is_plain else None,
         )
 
     def scored(self, model: Any, batch: Mapping[str, Any], items: Tensor) -> tuple[Tensor, TokenScores] | None:

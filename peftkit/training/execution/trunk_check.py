@@ -24,6 +24,7 @@ from peftkit.training.setup import Setup, steps_per_epoch, total_steps
 
 _PROBE_ROWS = 4
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_LOWEST_TRAINS = "the lowest block of the model trains, or what it reads does"
 _NOT_BELOW = ("_name_or_path", "architectures", "id2label", "label2id", "problem_type", "use_cache")
 """Of a configuration: what no block depends on."""
 
@@ -117,6 +118,8 @@ class _Probe:
         if len(stacks) != 1 or only_stack(self.model)[0] is None:
             return f"the model has {len(stacks)} stacks of blocks, and one is needed, in a model of transformers"
         _, blocks = only_stack(self.model)
+        if any(weight.requires_grad for weight in blocks[0].parameters()):  # found without trying, which takes memory
+            return _LOWEST_TRAINS
         outputs: dict[int, list[Any]] = {place: [] for place in range(len(blocks))}
 
         def note(place: int) -> Any:
@@ -136,7 +139,7 @@ class _Probe:
             if sum(1 for _ in _tensors(found[0])) != 1:
                 return "the blocks give more than hidden states"
             forms.append(len(found[0]) if isinstance(found[0], tuple) else None)
-        return forms or "the lowest block of the model trains, or what it reads does"
+        return forms or _LOWEST_TRAINS
 
     @torch.no_grad()
     def problem(self, trunk: Trunk) -> str | None:

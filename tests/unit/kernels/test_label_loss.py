@@ -25,18 +25,22 @@ def problem(tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor
     return states.requires_grad_(), torch.randint(0, 50, (tokens,), generator=generator), head
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "focal", "smoothed", "dice"])
+@pytest.mark.parametrize("name", ["cross_entropy", "in place", "focal", "smoothed", "dice"])
 @pytest.mark.parametrize("tokens", [1, 7, 12])
 @pytest.mark.parametrize("trains", [False, True])
 def test_loss_and_gradients_are_plain_autograds(
     name: str, tokens: int, trains: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernel, "CHUNK", 250)  # five tokens at a time
-    criterion = losses.build({"name": "cross_entropy", "label_smoothing": 0.1} if name == "smoothed" else name)
+    divisor = torch.tensor(3) if name == "in place" else None
+    build: Any = {"smoothed": {"name": "cross_entropy", "label_smoothing": 0.1}, "in place": "cross_entropy"}
+    criterion = losses.build(build.get(name, name))
     criterion = criterion.fitted([], classes=50)
     states, labels, head = problem(tokens, torch.float32)
     head.requires_grad_(trains)
-    found = label_loss(states, labels, head, lambda logits, wanted: criterion.compute(logits, wanted, 3))
+    found = label_loss(
+        states, labels, head, lambda logits, wanted: criterion.compute(logits, wanted, 3), divisor=divisor
+    )
     (2 * found).backward()
     ours = [states.grad, *(weight.grad for weight in head.parameters())]
     states.grad = None
