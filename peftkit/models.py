@@ -20,7 +20,7 @@ from peftkit.heads import drop_unused, new_modules, unstored
 from peftkit.layers.extended import model_class
 from peftkit.layers.kept import keep_blocks
 from peftkit.layers.virtual_tokens import fit_outputs
-from peftkit.quantization.messages import hide_no_news
+from peftkit.quantization.quick_import import import_bitsandbytes
 from peftkit.stacking import fold_adapter
 from peftkit.storage import (
     Storage,
@@ -64,7 +64,7 @@ __all__ = [
     "usable_device",
 ]
 
-hide_no_news()  # peft imports bitsandbytes wherever it is installed
+import_bitsandbytes()
 
 ADAPTER_DIR = "adapter"
 """Standard PEFT folder inside a run folder."""
