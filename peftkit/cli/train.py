@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftkit.cli.group import PluginFiles, Settings, TrustRemoteCode, UsageError
+from peftkit.cli.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +60,8 @@ def run(  # noqa: PLR0913 - typer makes each option from a parameter
     if not quiet:
         typer.echo(f"resuming {folder}" if resume or not loaded else f"{_in_short(loaded)} -> {folder}", err=True)
 
-    from peftkit import training
+    with quick_imports():
+        from peftkit import training
 
     options = training.RunOptions(overwrite=overwrite, trust_remote_code=trust_remote_code, show_progress=not quiet)
     if isinstance(loaded, Pipeline):
@@ -154,8 +156,10 @@ def check(
 
 def _check_one(recipe: Recipe, *, trust_remote_code: bool) -> Sequence[str]:
     """Print what the check says of one recipe, but for the errors, which it gives."""
-    from peftkit import training
     from peftkit.cli.output import print_pairs, warn
+
+    with quick_imports():
+        from peftkit import training
 
     report = training.check(recipe, options=training.RunOptions(trust_remote_code=trust_remote_code))
     pairs = {
