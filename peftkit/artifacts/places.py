@@ -42,6 +42,11 @@ def answers_dir() -> Path:
     return cache_dir() / "answers"
 
 
+def encodings_dir() -> Path:
+    """Encoded rows, one folder for each split of a run."""
+    return cache_dir() / "encodings"
+
+
 def trunks_dir() -> Path:
     """Hidden states of blocks that do not train, a folder for each model part."""
     return cache_dir() / "trunks"

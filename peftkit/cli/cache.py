@@ -1,4 +1,4 @@
-"""`peftkit cache`: the models and data sets that were downloaded."""
+"""`peftkit cache`: the models and data sets that were downloaded, and what runs keep for later ones."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ cache_app = typer.Typer(name="cache", cls=CommandGroup)
 
 @cache_app.callback(invoke_without_command=True)
 def _cache(context: typer.Context) -> None:
-    """List, verify or delete what was downloaded.
+    """List, verify or delete what was downloaded and computed.
 
-    These are models and data sets from mirrors and wheels; what comes from the hub itself lies in the hub's own cache.
+    These are models and data sets from mirrors and wheels (what comes from the hub itself lies in the hub's own cache),
+    and what runs keep for later ones: encoded rows (encodings), answers of teachers, hidden states (trunks).
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -23,7 +24,7 @@ def _cache(context: typer.Context) -> None:
 
 @cache_app.command("list")
 def list_cache() -> None:
-    """List downloaded models and data sets with their sizes."""
+    """List what is there with its size."""
     from peftkit.artifacts import cache_dir, list_entries
     from peftkit.cli.output import print_columns
     from peftkit.report.wording import size
@@ -41,7 +42,7 @@ def list_cache() -> None:
 
 @cache_app.command("verify")
 def verify_cache() -> None:
-    """Compare every cached file with its SHA-256."""
+    """Compare every downloaded file with its SHA-256."""
     from peftkit.artifacts import verify_entries
     from peftkit.errors import ArtifactError
 
@@ -64,7 +65,7 @@ def clear_cache(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", metavar="", help="Delete every entry.")] = False,
 ) -> None:
-    """Delete one downloaded model or data set, or all."""
+    """Delete one of the entries that `list` names, or all."""
     if (name is None) != everything:
         raise UsageError("name one entry, or give --all")
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from peftkit.data.mixture import shares_of
 from peftkit.errors import RecipeError
 from peftkit.tasks import Collator
+from peftkit.tasks.columns import cell_lengths
 from peftkit.training.batching import FreshDraws, LengthGroupedSampler
 
 TASK = "joint_task"
@@ -33,7 +34,7 @@ class TaskRows:
         self.features = features
         self.batch_size = batch_size
         self.seed = seed
-        lengths = [len(ids) for ids in features["input_ids"]] if by_length else None
+        lengths = cell_lengths(features, ("input_ids",)).tolist() if by_length else None
         self.grouped = LengthGroupedSampler(lengths, batch_size, seed=seed) if lengths is not None else None
         self.ordered: tuple[int, list[int]] | None = None
 

@@ -159,6 +159,9 @@ class Task(Component):
     """Whether `read` takes `TokenScores` in place of a model's output."""
     streams: ClassVar[bool] = False
     """Whether any few rows can be encoded without the others, so that rows may come from a stream of texts."""
+    cut_columns: ClassVar[tuple[str, ...]] = ("input_ids",)
+    """Feature columns of which the longest is as long as the row: where it would be longer than `max_length`, encoding
+    cuts it to that. Empty: encoding cuts nothing off."""
     draws: ClassVar[bool] = False
     """Whether the collator draws at random: by the seed under `DRAW`, or without one always the same for a feature."""
 
@@ -245,13 +248,8 @@ class Task(Component):
         """Features of `rows`, one or more per row, with column `ROW`; labels only where the rows carry them."""
         raise NotImplementedError
 
-    def lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Sequence[int] | None:
-        """Tokens of each row if none were cut; None where encoding cuts nothing off."""
-        there = [column for column in self.text_columns if column in rows.column_names]
-        return [len(ids) for ids in self.encode(rows.select_columns(there), tokenizer, 2**30)["input_ids"]]
-
     def unread(self, encoded: Encoded, max_length: int) -> dict[int, str]:
-        """What the model reads only in part, or cannot learn, though `lengths` does not tell it, by row."""
+        """What the model reads only in part, or cannot learn, though `cut_columns` do not tell it, by row."""
         return {}
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:

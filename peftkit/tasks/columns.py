@@ -1,4 +1,4 @@
-"""Which columns of the rows a task needs, told in one way."""
+"""Which columns of the rows a task needs, told in one way; how long the cells of columns are."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from peftkit.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
 
 
@@ -29,3 +30,23 @@ def check_columns(splits: Mapping[str, Dataset], needed: Iterable[str], *, reaso
                     f"split {split!r} has no column {column!r}{reason} (it has: {listed}); "
                     f"map it in the recipe with  data.columns: {{{column}: ...}}"
                 )
+
+
+def cell_lengths(features: Dataset, columns: Iterable[str]) -> np.ndarray:
+    """(features,) length of the longest list in those of the columns that are there; read without making lists."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    there = [column for column in columns if column in features.column_names]
+    table = features.select_columns(there).with_format("arrow")[:]
+    found = np.zeros(len(features), np.int64)
+    for column in there:
+        cells = table.column(column)
+        if pa.types.is_list(cells.type.value_type):  # several lists in a cell
+            cells = cells.combine_chunks()
+            owners = pc.list_parent_indices(cells).to_numpy(zero_copy_only=False)
+            np.maximum.at(found, owners, pc.list_value_length(pc.list_flatten(cells)).to_numpy(zero_copy_only=False))
+        else:
+            np.maximum(found, pc.fill_null(pc.list_value_length(cells), 0).to_numpy(), out=found)
+    return found

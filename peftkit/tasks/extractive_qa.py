@@ -50,6 +50,7 @@ class ExtractiveQA(Task):
     """
 
     text_columns: ClassVar[tuple[str, ...]] = ("question", "context")
+    cut_columns: ClassVar[tuple[str, ...]] = ()  # long contexts go on in further windows
 
     stride: int = Field(64, ge=0)
     """Tokens of the context that neighbouring windows share; at most a quarter of model.max_length."""
@@ -115,10 +116,6 @@ class ExtractiveQA(Task):
     def head(self) -> Head:
         """Two linear functions of each token: (rows, tokens, hidden) -> (rows, tokens) twice."""
         return Head("AutoModelForQuestionAnswering", peft_task_type="QUESTION_ANS")
-
-    def lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Nothing is cut off: long contexts are read in windows."""
-        return None
 
     def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
         """One feature per window; `labels` [first token, last token], at the first token of all where it has none."""

@@ -195,6 +195,7 @@ class PromptTask(GenerationTask):
     template: str | None = None
     """How the prompt is written, with the name of the column in braces; none: the task's own."""
 
+    cut_columns: ClassVar[tuple[str, ...]] = ("input_ids", "labels")  # beside an encoder, labels are cut apart
     target_column: ClassVar[str]
     """Name of the completion's column."""
 
@@ -272,12 +273,6 @@ class PromptTask(GenerationTask):
         if completions is not None:
             encoded["labels"] = tokenizer(text_target=completions, truncation=True, max_length=max_length)["input_ids"]
         return encoded
-
-    def lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
-        """Tokens of prompt and completion; of an encoder-decoder the longer of the two."""
-        whole = self.encode(rows, tokenizer, 2**30)
-        names = [name for name in ("input_ids", "labels") if name in whole.column_names]
-        return [max(map(len, cells)) for cells in zip(*(whole[name] for name in names), strict=True)]
 
     def references(self, encoded: Encoded) -> np.ndarray:
         """Lists of the right texts."""

@@ -152,10 +152,6 @@ class GroupRelative(PreferenceTask):
 
         return rows.map(features, with_indices=True, remove_columns=rows.column_names, desc="tokenizing")
 
-    def lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
-        """Tokens of each prompt."""
-        return [len(ids) for ids in self.encode(rows, tokenizer, 2**30)["input_ids"]]
-
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Of prompts; TRL makes its own batches while it trains."""
         collate = super().collator(tokenizer)

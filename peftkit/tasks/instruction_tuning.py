@@ -93,10 +93,6 @@ class InstructionTuning(GenerationTask):
 
         return rows.map(features, with_indices=True, remove_columns=rows.column_names, desc="tokenizing")
 
-    def lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
-        """Tokens of each conversation in its template."""
-        return [len(ids) for ids in self.encode(rows, tokenizer, 2**30)["input_ids"]]
-
     def references(self, encoded: Encoded) -> np.ndarray:
         """The last turn of each conversation, as a list of one text."""
         return objects([[str(messages_of(row)[-1]["content"])] for row in encoded.rows])

@@ -13,7 +13,7 @@ from peftkit.tasks.generation import likelihoods_of
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset, DatasetDict
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 PROMPT = "prompt"
 """Column of what an application asks; rows to learn from have `text` instead."""
@@ -24,6 +24,7 @@ class RunningText(Task):
     """A task that needs nothing but texts: its labels are made of them."""
 
     text_columns: ClassVar[tuple[str, ...]] = ("text",)
+    cut_columns: ClassVar[tuple[str, ...]] = ()  # long texts go on in further blocks
     inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
     """What of a batch the model takes."""
 
@@ -33,10 +34,6 @@ class RunningText(Task):
         for split, rows in splits.items():
             _check_strings(split, rows)
         return self
-
-    def lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Sequence[int] | None:
-        """None: long texts go on in further blocks."""
-        return None
 
     def forward(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> Any:
         """See `Task.forward`."""

@@ -91,12 +91,6 @@ class MultipleChoice(Task):
 
         return rows.map(features, with_indices=True, remove_columns=rows.column_names, desc="tokenizing")
 
-    def lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
-        """Tokens of each row with its longest choice."""
-        there = [column for column in self.text_columns if column in rows.column_names]
-        encoded = self.encode(rows.select_columns(there), tokenizer, 2**30)
-        return [max(map(len, choices)) for choices in encoded["input_ids"]]
-
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """The choices of all rows below each other, padded to the longest; `counts` tells how many each row has."""
         import torch

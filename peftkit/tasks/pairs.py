@@ -26,6 +26,7 @@ class PairRows(ExchangeTask):
 
     text_columns: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
     answer_columns: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
+    cut_columns: ClassVar[tuple[str, ...]] = ("input_ids", "rejected_ids")
 
     def _needed_columns(self) -> tuple[str, ...]:
         return self.answer_columns  # a prompt may be what both begin with

@@ -104,15 +104,6 @@ class ExchangeTask(Task):
         """What is kept of a row with answers; `labels` are -100 at the prompt."""
         raise NotImplementedError
 
-    def lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
-        """Tokens of each prompt with its longest answer."""
-        writer = Writer.of(tokenizer, self.form or "text", self.chat_template)
-        found = []
-        for row in rows:
-            prompt, answers = writer.exchange(self.exchange(row), 2**30)
-            found.append(len(prompt) + max(map(len, answers)))
-        return found
-
     def items(self, batch: Mapping[str, Any]) -> Tensor:
         """How many rows there are."""
         import torch

@@ -54,7 +54,8 @@ class SentenceEmbedding(Task):
     Rows have `text`, and for all objectives but simcse `text_pair`; `score`, or a `negative` that is no partner.
     """
 
-    text_columns: ClassVar[tuple[str, ...]] = ("text", "text_pair", "negative")
+    text_columns: ClassVar[tuple[str, ...]] = _TEXTS
+    cut_columns: ClassVar[tuple[str, ...]] = ("input_ids", "input_ids_1", "input_ids_2")
 
     objective: Objective | None = None
     """scores: the cosine of a pair is its score (Reimers & Gurevych 2019, arXiv:1908.10084, section 3). pairs: each
@@ -177,12 +178,6 @@ class SentenceEmbedding(Task):
     def _cosine(self, score: float) -> float:
         low, high = self.score_range
         return (score - low) / (high - low)
-
-    def lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
-        """Tokens of the longest text of each row."""
-        whole = self.encode(rows, tokenizer, 2**30)
-        names = [name for name in whole.column_names if name.startswith("input_ids")]
-        return [max(map(len, cells)) for cells in zip(*(whole[name] for name in names), strict=True)]
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Pads the texts of each column to their longest."""

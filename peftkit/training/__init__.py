@@ -24,6 +24,7 @@ from peftkit.tasks import Task
 from peftkit.training.base_values import with_base_values
 from peftkit.training.callbacks import SealCheckpoints, ShowProgress, StopOnInterrupt
 from peftkit.training.checkpoints import newest_whole
+from peftkit.training.encoding import Encoder
 from peftkit.training.engines import build_trainer
 from peftkit.training.environment import Environment, check_environment
 from peftkit.training.prepare import PreparedData, check_metrics, completed, find_problems, load_rows, prepare_data
@@ -140,7 +141,7 @@ def check(recipe: Recipe, *, options: RunOptions = _DEFAULTS) -> CheckReport:
         recipe = lay_base(recipe, task, loaded.splits["train"], Path(folder) / BASE_DIR)
         tokenizer = _tokenizer(recipe, options)
         _check_models(recipe, task, tokenizer, rows=loaded.splits["train"], environment=environment)
-        errors, warnings = find_problems(recipe, loaded, task=task, tokenizer=tokenizer)
+        errors, warnings = find_problems(loaded, Encoder(task, tokenizer, max_length=recipe.model.max_length))
     return CheckReport(
         source=loaded.source,
         rows={split: len(rows) for split, rows in loaded.splits.items()},

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from peftkit.data import ORIGIN
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset, DatasetDict
 
 _LISTED = 5
@@ -100,7 +101,7 @@ def check_data(
     splits: DatasetDict,
     rules: RowRules,
     *,
-    token_lengths: Callable[[Dataset], Sequence[int] | None] | None,
+    token_lengths: Callable[[Dataset], np.ndarray | None] | None,
     max_length: int,
 ) -> list[Finding]:
     """All findings: errors first, then warnings, each kind once per split.
@@ -227,16 +228,16 @@ def _is_missing(value: Any) -> bool:
     return not isinstance(value, (list, tuple, dict)) and is_blank(value)
 
 
-def _over_length(split: _Split, lengths: Sequence[int], max_length: int) -> list[Finding]:
-    longer = [row for row, length in enumerate(lengths) if length > max_length]
-    if not longer:
+def _over_length(split: _Split, lengths: np.ndarray, max_length: int) -> list[Finding]:
+    longer = (lengths > max_length).nonzero()[0]
+    if not len(longer):
         return []
-    dropped = sum(lengths[row] - max_length for row in longer)
-    longest = max(longer, key=lambda row: lengths[row])
+    dropped, tokens = int((lengths[longer] - max_length).sum()), int(lengths.sum())
+    longest = int(lengths.argmax())
     message = (
         f"split {split.name!r} has {_rows(len(longer))} of {len(lengths)} ({_percent(len(longer), len(lengths))}) "
-        f"over {max_length} tokens: truncation drops {dropped} of {sum(lengths)} tokens "
-        f"({_percent(dropped, sum(lengths))}); the longest is row {split.place(longest)} with {lengths[longest]}; "
+        f"over {max_length} tokens: truncation drops {dropped} of {tokens} tokens "
+        f"({_percent(dropped, tokens)}); the longest is row {split.place(longest)} with {lengths[longest]}; "
         "raise  model.max_length  or shorten them"
     )
     return [Finding("warning", message)]

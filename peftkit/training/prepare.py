@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from peftkit.data import ORIGIN, LoadedData
 from peftkit.data.fingerprint import fingerprint
-from peftkit.data.progress_bars import hidden_progress_bars
 from peftkit.errors import DataError, RecipeError
 from peftkit.models import base_config
 from peftkit.recipe import Recipe
@@ -18,6 +15,7 @@ from peftkit.results import DataRecord
 from peftkit.tasks import Encoded, Task
 from peftkit.training.augmenting import augmented
 from peftkit.training.data_check import LabelRule, RowRules, check_data, unread_rows
+from peftkit.training.encoding import Encoder
 from peftkit.training.scratch import architecture_config
 from peftkit.training.taught_answers import with_taught_answers
 
@@ -71,15 +69,6 @@ class PreparedData:
         return rows[row][ORIGIN] if ORIGIN in rows.column_names else None
 
 
-_ROWS_WORTH_A_BAR = 50_000  # tokenizing them takes some seconds
-
-
-def _tokenizing_bar(rows: int) -> AbstractContextManager[None]:
-    """The datasets library's progress bar where there is something to wait for and a terminal to draw on."""
-    worthwhile = rows >= _ROWS_WORTH_A_BAR and sys.stderr.isatty()
-    return nullcontext() if worthwhile else hidden_progress_bars()
-
-
 def load_rows(recipe: Recipe) -> tuple[LoadedData, Task]:
     """The rows that a recipe names, and its task completed by them.
 
@@ -107,16 +96,11 @@ def _check_stream(recipe: Recipe) -> None:
         raise RecipeError("training.batching: the lengths of a stream are not known before; remove it")
 
 
-def find_problems(
-    recipe: Recipe, loaded: LoadedData, *, task: Task, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[str], list[str]]:
+def find_problems(loaded: LoadedData, encoder: Encoder) -> tuple[list[str], list[str]]:
     """What the data check says of the rows: errors, which forbid training, and warnings."""
+    task = encoder.task
     columns = loaded.splits[next(iter(loaded.splits))].column_names
     texts = [column for column in task.text_columns if column in columns]
-
-    def token_lengths(rows: Dataset) -> Sequence[int] | None:
-        with _tokenizing_bar(len(rows)):
-            return task.lengths(rows, tokenizer)
 
     rule = None
     if task.label_column is not None:
@@ -124,8 +108,8 @@ def find_problems(
     findings = check_data(
         loaded.splits,
         RowRules(texts, rule, task.context_columns, task.row_problems),
-        token_lengths=token_lengths,
-        max_length=recipe.model.max_length,
+        token_lengths=lambda rows: encoder.encode(rows).lengths,
+        max_length=encoder.max_length,
     )
     errors = [finding.message for finding in findings if finding.severity == "error"]
     return errors, [finding.message for finding in findings if finding.severity == "warning"]
@@ -137,15 +121,15 @@ def prepare_data(recipe: Recipe, loaded: LoadedData, *, task: Task, tokenizer: P
     Raises:
         DataError: rows that cannot be learnt from, all problems at once.
     """
-    errors, warnings = find_problems(recipe, loaded, task=task, tokenizer=tokenizer)
+    encoder = Encoder(task, tokenizer, max_length=recipe.model.max_length)
+    errors, warnings = find_problems(loaded, encoder)
     if errors:
         raise DataError("\n  ".join([f"the data cannot be used ({loaded.source}):", *errors]))
     loaded = with_taught_answers(recipe, loaded, task=task)
     loaded = augmented(recipe, loaded, task=task)
     features = {}
     for split, rows in loaded.splits.items():
-        with _tokenizing_bar(len(rows)):
-            features[split] = task.encode(rows, tokenizer, recipe.model.max_length)
+        features[split] = encoder.encode(rows).features
         if found := task.unread(Encoded(rows, features[split], tokenizer), recipe.model.max_length):
             warnings.append(unread_rows(split, rows, found))
     return PreparedData(task, loaded, features, tokenizer, tuple(warnings))

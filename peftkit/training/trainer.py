@@ -15,6 +15,7 @@ from peftkit.metrics import Metric
 from peftkit.outputs import labelled_logits
 from peftkit.regularizers import Pass
 from peftkit.tasks import ROW, Collator, Scored
+from peftkit.tasks.columns import cell_lengths
 from peftkit.training.batching import LengthGroupedSampler
 from peftkit.training.checkpoints import restore_tuned, save_tuned
 from peftkit.training.distillation import Distilling, attended_tokens
@@ -54,7 +55,7 @@ class HookedTrainer(Trainer):
         training = self.setup.recipe.training
         if training.batching == "random":
             return super()._get_train_sampler(train_dataset)
-        lengths = [len(ids) for ids in self.setup.data.features["train"]["input_ids"]]
+        lengths = cell_lengths(self.setup.data.features["train"], ("input_ids",)).tolist()
         # The engine's own sampler draws from the global random state, so a resumed run would see other rows.
         return LengthGroupedSampler(lengths, training.batch_size, seed=self.setup.recipe.seed)
 

@@ -8,15 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from application import Application
 from contracts.task_cases import TaskCase, all_cases
 from safetensors.torch import load_file
 
+from peftkit.artifacts import locate_tokenizer
+from peftkit.models import load_tokenizer
 from peftkit.predictor import load
 from peftkit.tasks import tasks
+from peftkit.tasks.columns import cell_lengths
 from peftkit.training import RunOptions, run
+from peftkit.training.prepare import load_rows
 
 CASES = all_cases()
 QUIET = RunOptions(show_progress=False)
@@ -61,6 +66,24 @@ def test_a_new_process_predicts_identically(
     assert application(tmp_path / "run", list(case.inputs)) == json.loads(json.dumps(together))
     apart = [predict([given])[0] for given in case.inputs]
     assert_alike(apart, together)
+
+
+@every_case
+def test_rows_are_cut_to_the_length_where_they_are_longer(
+    case: TaskCase, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """What `Task.cut_columns` promises: short rows come out as without a limit, the others are as long as allowed."""
+    recipe = case.build(checkpoint(case.model), tmp_path)
+    loaded, task = load_rows(recipe)
+    tokenizer = load_tokenizer(locate_tokenizer(recipe.model.locator))
+    task.prepare_tokenizer(tokenizer)
+    rows, limit = loaded.splits["train"], 12
+    cut = task.encode(rows, tokenizer, limit)
+    if task.cut_columns:
+        wanted = np.minimum(cell_lengths(task.encode(rows, tokenizer, 512), task.cut_columns), limit)
+        assert cell_lengths(cut, task.cut_columns).tolist() == wanted.tolist()
+    again = task.encode(rows, tokenizer, limit)
+    assert again.to_dict() == cut.to_dict(), "kept features have to be those that would be made anew"
 
 
 def first_rows(case: TaskCase, count: int) -> TaskCase:

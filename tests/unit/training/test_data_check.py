@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -43,7 +44,7 @@ def messages(findings: Sequence[Finding], severity: str) -> list[str]:
 
 def test_sound_rows_have_no_findings() -> None:
     other = rows([f"other {row}" for row in range(4)], ["neg", "pos"] * 2)
-    assert check(train=balanced(10), test=other, lengths=lambda rows: [8] * len(rows)) == []
+    assert check(train=balanced(10), test=other, lengths=lambda rows: np.full(len(rows), 8)) == []
 
 
 def test_empty_and_missing_text_is_an_error_with_rows_and_origins() -> None:
@@ -154,7 +155,7 @@ def test_no_label_rule_asks_for_no_labels() -> None:
 
 
 def test_overlong_rows_with_the_tokens_that_are_dropped() -> None:
-    lengths = {"train": [8, 12, 9, 3], "test": [8, 1]}
+    lengths = {"train": np.array([8, 12, 9, 3]), "test": np.array([8, 1])}
     data = {
         "train": rows(["a", "b", "c", "d"], ["neg", "pos"] * 2, file="a.csv"),
         "test": rows(["e", "f"], ["neg", "pos"]),
