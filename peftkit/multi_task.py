@@ -113,6 +113,7 @@ class MultiTask(RecipeFile):
                 why = "names the mean of all tasks" if name == MEAN else "cannot name a folder"
                 raise problem_at(("tasks", name), f"{name!r} {why}; use other letters, digits, _ and -", value=name)
         self._check_method()
+        self._check_batches()
         self._check_best_metric()
         for name, part in self.tasks.items():
             self._check(name, part)
@@ -139,6 +140,20 @@ class MultiTask(RecipeFile):
                 f"method {method.name!r} trains the base weights, so that nothing would be shared; write  "
                 "adapters: shared, or choose a method that adds weights, such as lora",
                 value=self.adapters,
+            )
+
+    def _check_batches(self) -> None:
+        if self.training.batch_tokens is not None:
+            raise problem_at(
+                ("training", "batch_tokens"),
+                "the shares of tasks that train together are counted in batches of rows; use batch_size",
+                value=self.training.batch_tokens,
+            )
+        if self.training.micro_batch != "whole":
+            raise problem_at(
+                ("training", "micro_batch"),
+                "batches of tasks that train together are computed whole; remove it",
+                value=self.training.micro_batch,
             )
 
     def _check_best_metric(self) -> None:

@@ -164,8 +164,14 @@ class TrainingOptions(Section):
     """Optimizer steps; wins over `epochs`."""
     batch_size: int = Field(32, ge=1)
     """Rows per device and micro-batch."""
+    batch_tokens: int | None = Field(None, ge=1)
+    """Tokens per device and micro-batch at most, padding not counted; wins over `batch_size`. With group_by_length
+    batches of long rows have few of them, and those of short rows many."""
     accumulation_steps: int = Field(1, ge=1)
     """Micro-batches per optimizer step; the gradient equals that of one large batch."""
+    micro_batch: Literal["whole", "auto"] = "whole"
+    """What happens to a micro-batch that does not fit into memory. whole: the run ends. auto: it is halved until it
+    fits, and the gradients of its parts add up to its own."""
     eval_batch_size: int = Field(64, ge=1)
     """Rows per device when evaluating."""
     batching: Literal["random", "group_by_length"] = "random"

@@ -76,6 +76,39 @@ def _of_training(recipe: Recipe) -> Iterator[Misfit]:
     ):
         key, problem = unfit
         yield Misfit(("training", key), problem, getattr(training, key))
+    if training.batch_tokens is not None and (why := _batch_tokens_problem(recipe, training.batch_tokens)):
+        yield Misfit(("training", "batch_tokens"), why, training.batch_tokens)
+    if training.micro_batch == "auto" and (why := _pieces_problem(recipe)):
+        yield Misfit(("training", "micro_batch"), f"{why}; use whole", training.micro_batch)
+
+
+def _batch_tokens_problem(recipe: Recipe, tokens: int) -> str | None:
+    task, longest = recipe.task, recipe.model.max_length
+    if tokens < longest:
+        return (
+            f"a row may have {longest} tokens (model.max_length), and a batch {tokens}; raise it to {longest} at least"
+        )
+    if task.engine is not None:
+        return f"task {task.name!r} is trained by TRL, which makes its own batches; use batch_size"
+    training = recipe.training
+    if unfit := task.training_problem(
+        batch_size=1, accumulation_steps=training.accumulation_steps, batching=training.batching
+    ):
+        return f"a batch may have a single row, and with task {task.name!r} {unfit[1]}; use batch_size"
+    return None
+
+
+def _pieces_problem(recipe: Recipe) -> str | None:
+    """Why parts of a batch do not add up to it."""
+    task = recipe.task
+    if task.engine is not None:
+        return f"task {task.name!r} is trained by TRL, which computes batches as they are"
+    if unfit := task.training_problem(batch_size=1, accumulation_steps=2, batching=recipe.training.batching):
+        return f"parts of a batch do not add up to it: with task {task.name!r} {unfit[1]}"
+    joins = (part for part in recipe.regularizers if part.mixes_rows or part.moves_inputs or part.needs_label_per_text)
+    if (part := next(joins, None)) is not None:
+        return f"parts of a batch do not add up to it: {part.name!r} works on all of its rows together"
+    return None
 
 
 def _of_targets(recipe: Recipe, part: Loss | Regularizer, *, at: str) -> Iterator[Misfit]:

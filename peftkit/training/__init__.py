@@ -195,6 +195,9 @@ def _run(recipe: Recipe, run_dir: Path, *, checkpoint: Path | None, options: Run
     setup = with_base_values(Setup(recipe, base.model, data, environment))
     progress = ShowProgress(console, rows_per_step=recipe.training.batch_size * recipe.training.accumulation_steps)
     trainer = build_trainer(setup, run_dir / CHECKPOINTS_DIR, callbacks=[progress, *recipe.method.callbacks()])
+    if recipe.training.batch_tokens is not None:
+        batches = len(trainer.get_train_dataloader())
+        progress.rows_per_step = len(data.features["train"]) / batches * recipe.training.accumulation_steps
     before = scores_before(trainer, setup.data) if recipe.training.score_before else None
     with timing.training():
         train(trainer, run_dir, checkpoint=checkpoint, progress=progress)

@@ -22,10 +22,10 @@ class ShowProgress(TrainerCallback):
 
     Args:
         console: where to draw; on anything but a terminal only the lines are written.
-        rows_per_step: rows that one optimizer step consumes.
+        rows_per_step: rows that one optimizer step consumes, on average.
     """
 
-    def __init__(self, console: Console, *, rows_per_step: int) -> None:
+    def __init__(self, console: Console, *, rows_per_step: float) -> None:
         self.rows_per_step = rows_per_step
         self.loss = "-"
         self.bar = Progress(

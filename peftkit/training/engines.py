@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
+from peftkit.errors import RecipeError
 from peftkit.recipe import Recipe, TrainingOptions
+from peftkit.training.batching import one_entry
 from peftkit.training.distillation import Distilling
 from peftkit.training.execution import Execution
+from peftkit.training.pieces import Pieces, with_features
 from peftkit.training.regularization import Regularization
 from peftkit.training.setup import VALIDATION, Setup, best_metric, engine_arguments
 from peftkit.training.streaming import training_features
@@ -28,6 +32,11 @@ def build_trainer(setup: Setup, checkpoints: Path, *, callbacks: Sequence[Traine
     trainer.regularization = Regularization(setup.model, [part.start(setup.model) for part in recipe.regularizers])
     trainer.add_callback(trainer.regularization)
     trainer.execution = Execution(setup, trainer.regularization)
+    if recipe.training.micro_batch == "auto":
+        if trainer.args.world_size > 1:
+            raise RecipeError("training.micro_batch: several devices have to compute as many pieces each; use whole")
+        trainer.pieces = Pieces(setup.model, recipe.task.collator(setup.data.tokenizer))
+        trainer.execution.parts.append(trainer.pieces)
     trainer.distilling = Distilling.of(setup)
     if trainer.distilling is not None:
         trainer.add_callback(trainer.distilling)
@@ -60,8 +69,16 @@ def _trainer(setup: Setup, checkpoints: Path, callbacks: Sequence[TrainerCallbac
     return HookedTrainer(
         model=setup.model,
         args=engine_arguments(setup, checkpoints),
-        train_dataset=training_features(setup.data, seed=recipe.seed, max_length=recipe.model.max_length),
+        train_dataset=training_features(setup.data, recipe),
         eval_dataset=setup.data.features.get(VALIDATION),
-        data_collator=recipe.task.collator(setup.data.tokenizer),
+        data_collator=_collator(setup),
         callbacks=callbacks,
     )
+
+
+def _collator(setup: Setup) -> Any:
+    training = setup.recipe.training
+    collate = setup.recipe.task.collator(setup.data.tokenizer)
+    if training.micro_batch == "auto":
+        collate = with_features(collate)
+    return collate if training.batch_tokens is None else one_entry(collate)

@@ -94,6 +94,8 @@ def _check_stream(recipe: Recipe) -> None:
         raise RecipeError("training.max_steps: a stream of texts has no end; say how many steps to train")
     if recipe.training.batching != "random":
         raise RecipeError("training.batching: the lengths of a stream are not known before; remove it")
+    if recipe.training.batch_tokens is not None:
+        raise RecipeError("training.batch_tokens: the lengths of a stream are not known before; use batch_size")
 
 
 def find_problems(loaded: LoadedData, encoder: Encoder) -> tuple[list[str], list[str]]:

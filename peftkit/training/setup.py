@@ -48,18 +48,25 @@ def best_metric(recipe: Recipe) -> Metric:
     return next(metric for metric in recipe.metrics if metric.score_name == recipe.training.best_metric)
 
 
-def total_steps(recipe: Recipe, rows: int, *, processes: int = 1) -> int:
-    """Optimizer steps of the whole run."""
+def total_steps(recipe: Recipe, rows: int, *, batches: int | None = None) -> int:
+    """Optimizer steps of the whole run; see `steps_per_epoch`."""
     training = recipe.training
     if training.max_steps is not None:
         return training.max_steps
-    return math.ceil(training.epochs * steps_per_epoch(recipe, rows, processes=processes))
+    return math.ceil(training.epochs * steps_per_epoch(recipe, rows, batches=batches))
 
 
-def steps_per_epoch(recipe: Recipe, rows: int, *, processes: int = 1) -> int:
-    """Optimizer steps of one pass over the training rows."""
+def steps_per_epoch(recipe: Recipe, rows: int, *, batches: int | None = None) -> int:
+    """Optimizer steps of one pass over the training rows.
+
+    Args:
+        batches: of an epoch, where they are cut by tokens; not known yet: as if all rows were of full length.
+    """
     training = recipe.training
-    batches = math.ceil(rows * recipe.task.draws_per_row / (training.batch_size * processes))
+    if batches is None and training.batch_tokens is not None:
+        batches = math.ceil(rows / (training.batch_tokens // recipe.model.max_length))
+    if batches is None:
+        batches = math.ceil(rows * recipe.task.draws_per_row / training.batch_size)
     return math.ceil(batches / training.accumulation_steps)
 
 
@@ -100,7 +107,8 @@ def _optimization(training: TrainingOptions) -> dict[str, Any]:
     return {
         "num_train_epochs": training.epochs,
         "max_steps": training.max_steps or -1,
-        "per_device_train_batch_size": training.batch_size,
+        # Batches that are cut by tokens come as entries of the data set, one at a time.
+        "per_device_train_batch_size": training.batch_size if training.batch_tokens is None else 1,
         "per_device_eval_batch_size": training.eval_batch_size,
         "gradient_accumulation_steps": training.accumulation_steps,
         "learning_rate": training.learning_rate,

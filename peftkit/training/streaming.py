@@ -11,8 +11,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from peftkit.data import RowStream
 from peftkit.data.progress_bars import hidden_progress_bars
+from peftkit.recipe import Recipe
 from peftkit.tasks import DRAW, ROW
-from peftkit.training.batching import FreshDraws
+from peftkit.training.batching import Batched, FreshDraws, TokenBatches, token_lengths
 
 if TYPE_CHECKING:
     from peftkit.training.prepare import PreparedData
@@ -21,12 +22,17 @@ _CHUNK_CHARACTERS = 1_000_000
 """Texts that are encoded at a time; blocks are packed within."""
 
 
-def training_features(data: PreparedData, *, seed: int, max_length: int) -> Any:
+def training_features(data: PreparedData, recipe: Recipe) -> Any:
     """Training features as the engine takes them; None without training rows."""
     if data.loaded.stream is not None:
-        return StreamedFeatures(data, data.loaded.stream, seed=seed, max_length=max_length)
-    features = data.features.get("train")
-    return FreshDraws(features, seed=seed) if features is not None and data.task.draws else features
+        return StreamedFeatures(data, data.loaded.stream, seed=recipe.seed, max_length=recipe.model.max_length)
+    rows = data.features.get("train")
+    if rows is None:
+        return None
+    features = FreshDraws(rows, seed=recipe.seed) if data.task.draws else rows
+    if recipe.training.batch_tokens is None:
+        return features
+    return Batched(features, TokenBatches.of(recipe, token_lengths(rows, data.task)))
 
 
 class StreamedFeatures(IterableDataset[dict[str, Any]]):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
 from peftkit.errors import RecipeError, RunError
@@ -15,11 +16,11 @@ from peftkit.metrics import Metric
 from peftkit.outputs import labelled_logits
 from peftkit.regularizers import Pass
 from peftkit.tasks import ROW, Collator, Scored
-from peftkit.tasks.columns import cell_lengths
-from peftkit.training.batching import LengthGroupedSampler
+from peftkit.training.batching import LengthGroupedSampler, token_lengths
 from peftkit.training.checkpoints import restore_tuned, save_tuned
 from peftkit.training.distillation import Distilling, attended_tokens
 from peftkit.training.execution import Execution
+from peftkit.training.pieces import Pieces
 from peftkit.training.regularization import Regularization
 from peftkit.training.setup import VALIDATION, Setup
 
@@ -39,6 +40,8 @@ class HookedTrainer(Trainer):
     distilling: Distilling | None = None
     repeating = False
     """Whether the pass that is under way is one more over a batch, so that penalties are counted already."""
+    pieces: Pieces | None = None
+    """What computes batches that do not fit into memory; None: they have to."""
     batch_rows: tuple[int, ...] = ()
     gradients_checked = False
     data_collator: Collator
@@ -53,9 +56,11 @@ class HookedTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         training = self.setup.recipe.training
+        if training.batch_tokens is not None:
+            return SequentialSampler(self.train_dataset)
         if training.batching == "random":
             return super()._get_train_sampler(train_dataset)
-        lengths = cell_lengths(self.setup.data.features["train"], ("input_ids",)).tolist()
+        lengths = token_lengths(self.setup.data.features["train"], self.setup.recipe.task)
         # The engine's own sampler draws from the global random state, so a resumed run would see other rows.
         return LengthGroupedSampler(lengths, training.batch_size, seed=self.setup.recipe.seed)
 
@@ -187,6 +192,8 @@ class HookedTrainer(Trainer):
         save_tuned(self.model, self.setup.recipe.method, checkpoint)
         self.regularization.save(checkpoint)
         self.execution.flush()
+        if self.pieces is not None:
+            self.pieces.save(checkpoint)
         if self.distilling is not None:
             self.distilling.save(checkpoint)
 
@@ -194,6 +201,8 @@ class HookedTrainer(Trainer):
         if not restore_tuned(self.model, self.setup.recipe.method, Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.regularization.restore(Path(resume_from_checkpoint))
+        if self.pieces is not None:
+            self.pieces.restore(Path(resume_from_checkpoint))
         if self.distilling is not None:
             self.distilling.restore(Path(resume_from_checkpoint))
 
@@ -222,11 +231,17 @@ class HookedTrainer(Trainer):
             self.regularization.after_backward(lambda: losses.append(self._finite_step(*args, **kwargs)))
         return torch.stack(losses).sum()
 
-    def _finite_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            raise RunError(self._describe_loss(loss))
-        return loss
+    def _finite_step(self, model: Any, inputs: Any, items: Any = None) -> torch.Tensor:
+        step = super().training_step
+
+        def compute(batch: Any, is_first: bool = True) -> torch.Tensor:
+            with nullcontext() if is_first else self._repeating():
+                loss: torch.Tensor = step(model, batch, items)
+            if not torch.isfinite(loss):
+                raise RunError(self._describe_loss(loss))
+            return loss
+
+        return compute(inputs) if self.pieces is None else self.pieces.compute(inputs, compute)
 
     def _look(self, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
         """The loss of a pass that gives no gradients by itself, scaled as for the backward pass."""
@@ -237,11 +252,11 @@ class HookedTrainer(Trainer):
 
     @contextmanager
     def _repeating(self) -> Iterator[None]:
-        self.repeating = True
+        before, self.repeating = self.repeating, True
         try:
             yield
         finally:
-            self.repeating = False
+            self.repeating = before
 
     def _describe_loss(self, loss: torch.Tensor) -> str:
         shown = ", ".join(self.setup.data.place("train", row) for row in self.batch_rows[:8])

@@ -26,6 +26,7 @@ from peftkit.positions import positions_of
 from peftkit.recipe import Recipe
 from peftkit.tasks import ROW, Head
 from peftkit.training.augmenting import most_rows
+from peftkit.training.batching import TokenBatches, token_lengths
 from peftkit.training.prepare import PreparedData
 from peftkit.training.setup import steps_per_epoch, total_steps
 
@@ -67,11 +68,16 @@ def tuned_model(
     if recipe.model.architecture is not None:
         record = base.artifact.record.model_copy(update={"locator": recipe.model.title, "origin": "memory"})
         base = replace(base, artifact=replace(base.artifact, record=record))
+    rows = len(data.features["train"])
     context = replace(
-        _context(recipe, base, head=head, storage=storage, rows=len(data.features["train"])),
+        _context(recipe, base, head=head, storage=storage, rows=rows),
         batches=_batches(recipe, data, tokenizer, device=base.model.device),
         tokenizer=tokenizer,
     )
+    if recipe.training.batch_tokens is not None:
+        count = TokenBatches.of(recipe, token_lengths(data.features["train"], data.task)).count
+        steps = total_steps(recipe, rows, batches=count), steps_per_epoch(recipe, rows, batches=count)
+        context = replace(context, total_steps=steps[0], steps_per_epoch=steps[1])
     make_room(base.model, tokenizer)
     with quiet_libraries():
         model = recipe.method.apply(base.model, context)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +63,16 @@ def make_recipe(tiny_bert: Path, sentiment_files: dict[str, Path]) -> MakeRecipe
         return Recipe.from_text(text, settings=settings)
 
     return make
+
+
+@pytest.fixture
+def still_bert(tiny_bert: Path, tmp_path: Path) -> Path:
+    """The tiny BERT without dropout."""
+    still = shutil.copytree(tiny_bert, tmp_path / "without-dropout")
+    config = json.loads((still / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (still / "config.json").write_text(json.dumps(config))
+    return still
 
 
 @pytest.fixture(scope="session")
