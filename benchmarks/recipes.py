@@ -67,7 +67,7 @@ def summarize(results: list[RunResult]) -> dict[str, Any]:
         "training": first.recipe["training"],
         "rows": dict(first.data.rows),
         "data_fingerprint": dict(first.data.fingerprint),
-        "model": first.model.artifact.model_dump(mode="json"),
+        "model": _model(first),
         "trainable_parameters": first.model.trainable_parameters,
         "scores": {
             split: {metric: _over_seeds(results, split, metric) for metric in record.metrics}
@@ -78,6 +78,12 @@ def summarize(results: list[RunResult]) -> dict[str, Any]:
         "environment": [dict(result.environment) for result in results],
         "peftkit": first.peftkit_version,
     }
+
+
+def _model(result: RunResult) -> dict[str, Any]:
+    artifact = result.model.artifact.model_dump(mode="json")
+    is_local = artifact["origin"] == "local"  # its path means nothing elsewhere
+    return artifact | {"locator": Path(artifact["locator"]).name} if is_local else artifact
 
 
 def _over_seeds(results: list[RunResult], split: str, metric: str) -> dict[str, Any]:

@@ -168,6 +168,8 @@ class RunResult(_Part):
     """The metric, with its split, that chose the weights: validation_accuracy."""
     best_step: int | None
     environment: Mapping[str, str]
+    execution: Mapping[str, str] = Field(default_factory=dict)
+    """How steps were computed, by what could be done: that it was, or why not."""
     warnings: tuple[str, ...] = ()
     files: Mapping[str, str] = Field(default_factory=dict)
     """SHA-256 by path inside the run folder, of everything that loading needs."""

@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"rewards"}),
     frozenset({"data", "tasks", "methods", "quantization", "losses", "metrics", "regularizers", "augmentations"}),
     frozenset(RECIPES),
-    frozenset({"models", "storage", "heads", "stacking", "outputs", "padding_free", "report"}),
+    frozenset({"models", "storage", "heads", "stacking", "outputs", "padding_free", "positions", "report"}),
     frozenset({"foreign"}),
     frozenset({"training", "predictor", "planning"}),
     frozenset({"compare", "export", "serving"}),

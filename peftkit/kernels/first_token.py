@@ -132,6 +132,16 @@ def projections_of(block: nn.Module, configs: Sequence[Any], compute: Callable[[
     finally:
         for hook in hooks:
             hook.remove()
+    return _found(calls, biased, inputs, outputs)
+
+
+def _found(
+    calls: Sequence[tuple[nn.Module, Tensor, Tensor, Tensor]],
+    biased: Sequence[bool],
+    inputs: Sequence[tuple[nn.Module, Tensor]],
+    outputs: Sequence[tuple[nn.Module, Tensor]],
+) -> Projections | str:
+    """What the results of modules say of those that attention was given; the first input is the block's."""
     if len(calls) != 1 or biased[-1] or getattr(calls[0][0], "is_causal", True):
         return "its last block has other than one attention to both sides, without biases"
     attention, query, key, value = calls[0]

@@ -52,6 +52,7 @@ class Recomputation:
 
     def __init__(self, model: nn.Module, blocks: Iterable[nn.Module]) -> None:
         self.blocks = tuple(blocks)
+        self.replaced = [vars(block).get("forward") for block in self.blocks]
         for block in self.blocks:
             block.forward = partial(_forward, block.forward)
         configs: dict[int, Any] = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
@@ -62,8 +63,10 @@ class Recomputation:
 
     def remove(self) -> None:
         """Let the blocks keep everything again."""
-        for block in self.blocks:
+        for block, replaced in zip(self.blocks, self.replaced, strict=True):
             del block.forward
+            if replaced is not None:  # another way of computing the block, which came before
+                block.forward = replaced
         for config in self.caching:
             config.use_cache = True
 

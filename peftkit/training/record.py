@@ -180,7 +180,8 @@ def build_result(trainer: HookedTrainer, outcome: Outcome, *, timing: Timing) ->
         splits=outcome.splits,
         best_metric=f"{VALIDATION if VALIDATION in outcome.data.features else 'train'}_{recipe.training.best_metric}",
         best_step=state.global_step if recipe.method.runs_to_the_end else state.best_global_step or state.global_step,
-        environment={**describe_environment(trainer.setup.environment), **trainer.execution.described()},
+        environment=describe_environment(trainer.setup.environment),
+        execution=trainer.execution.described(),
         warnings=timing.warnings(),
         files=_digests(outcome.weights),
     )

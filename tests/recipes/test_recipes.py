@@ -20,17 +20,20 @@ ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 EXPECTED = {
     "bbh_multiple_choice",
-    "dpo_lora",
     "distill_sst2_3_layers",
+    "dpo_lora",
     "e2e_lora",
     "emotion_multiclass_lora",
     "grpo_lora",
     "gsm8k_instruct_lora",
     "imdb_lora",
     "local_csv",
+    "multi30k_scratch",
+    "multitask_lora",
     "python_docs_clm",
     "reward_model_lora",
     "rte_lora",
+    "scitldr_lora",
     "scratch_bert",
     "scratch_gpt",
     "shakespeare_clm",
@@ -47,8 +50,10 @@ EXPECTED = {
     "sst2_prefix",
     "sst2_qlora_nf4",
     "stsb_lora",
+    "tweets_in_stages",
     "wnut17_crf_lora",
     "wnut17_lora",
+    "xquad_lora",
 }
 
 

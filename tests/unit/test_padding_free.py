@@ -334,7 +334,7 @@ def test_the_record_says_whether_and_why(
     }
     values |= {key: {**values[key], **part} if key == "training" else part for key, part in changes.items()}
     result = run(Recipe.from_values(values, origin="test"), tmp_path / "run", options=RunOptions(show_progress=False))
-    assert result.environment["padding_free"].startswith(wanted)
+    assert result.execution["padding_free"].startswith(wanted)
 
 
 def test_transformers_knows_the_attention_by_name() -> None:

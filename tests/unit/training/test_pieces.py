@@ -74,11 +74,11 @@ def test_a_run_that_memory_is_too_small_for_gives_the_same_weights(
         model=still_bert,
     )
     whole = run(recipe, tmp_path / "whole", options=QUIET)
-    assert whole.environment["micro_batch"] == "on: all batches fit into memory"
+    assert whole.execution["micro_batch"] == "on: all batches fit into memory"
     refused = request.getfixturevalue("little_memory")
     pieces = run(recipe, tmp_path / "pieces", options=QUIET)
     assert max(refused) > 150 > min(refused)
-    assert "4 batches were computed in pieces" in pieces.environment["micro_batch"]
+    assert "4 batches were computed in pieces" in pieces.execution["micro_batch"]
     for one, other in zip(whole.history, pieces.history, strict=True):
         assert one.values.get("loss") == pytest.approx(other.values.get("loss"), abs=2e-4)  # rounded in the log
     first, second = (
@@ -96,7 +96,7 @@ def test_a_resumed_run_cuts_the_same_batches(
     whole = run(recipe, tmp_path / "whole", options=QUIET)
     run_cut(recipe, tmp_path / "cut", 4)
     little_memory.clear()
-    assert resume(tmp_path / "cut", options=QUIET).environment["micro_batch"] == whole.environment["micro_batch"]
+    assert resume(tmp_path / "cut", options=QUIET).execution["micro_batch"] == whole.execution["micro_batch"]
     assert little_memory == []
     one, other = (tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("whole", "cut"))
     assert one.read_bytes() == other.read_bytes()

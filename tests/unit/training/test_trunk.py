@@ -63,7 +63,7 @@ def make(sentiment_files: dict[str, Path], checkpoint: Checkpoint, tmp_path: Pat
 
 
 def told(result: RunResult) -> str:
-    return str(result.environment["trunk_cache"])
+    return str(result.execution["trunk_cache"])
 
 
 def numbers(text: str) -> tuple[int, int]:
