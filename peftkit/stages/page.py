@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from peftkit.compare.outcome import gather, write
 from peftkit.compare.page import environment
+from peftkit.compare.statistics import Estimate
 from peftkit.compare.suite import PlannedRun, Suite
 from peftkit.compare.summary import BASE_MODEL, Comparison
 from peftkit.pipeline import Pipeline
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 COMPARISON_DIR = "comparison"
+_INTERVAL = "95 % interval"
 _LAST = "last step"
 """Stands where no rows chose the weights."""
 
@@ -30,12 +32,12 @@ class Addition:
 
     Args:
         left_out: in words.
-        score: mean over seeds without them.
+        score: mean over seeds without them, with its interval where there are several.
         added: score of all stages minus `score`; positive means better where greater is better.
     """
 
     left_out: str
-    score: float
+    score: Estimate
     added: float
 
 
@@ -62,11 +64,13 @@ def compared(pipeline: Pipeline, found: Mapping[str, Mapping[int, Node]]) -> Com
 
 def additions(comparison: Comparison, pipeline: Pipeline) -> list[Addition]:
     """What each stage adds, in the order of the stages; last what all add together."""
-    means = {summary.label: summary.score.mean for summary in comparison.summaries}
+    scores = {summary.label: summary.score for summary in comparison.summaries}
     left_out = {f"without_{stage.name}": stage.name for stage in pipeline.stages[:-1]}
     left_out[f"only_{pipeline.target.name}"] = "all before it" if len(pipeline.stages) > 2 else pipeline.stages[0].name
     return [
-        Addition(words, means[label], means[ALL] - means[label]) for label, words in left_out.items() if label in means
+        Addition(words, scores[label], scores[ALL].mean - scores[label].mean)
+        for label, words in left_out.items()
+        if label in scores
     ]
 
 
@@ -105,10 +109,16 @@ def tables(pipeline: Pipeline, comparison: Comparison, result: PipelineResult) -
             chosen = (record.best_metric, wording.number(record.chosen_score))
         stages.add_row(record.name, record.task, record.method, record.start, *chosen)
     name = f"{comparison.score.metric} on {comparison.score.split}"
-    table = Table("left out", name, "it adds", title=f"What the stages add to {pipeline.target.name}")
+    table = Table("left out", name, _INTERVAL, "it adds", title=f"What the stages add to {pipeline.target.name}")
     table.title_justify = "left"
-    means = {summary.label: summary.score.mean for summary in comparison.summaries}
-    table.add_row("nothing", wording.number(means[ALL]), "")
+    everything = next(summary.score for summary in comparison.summaries if summary.label == ALL)
+    table.add_row("nothing", wording.number(everything.mean), _range(everything), "")
     for addition in additions(comparison, pipeline):
-        table.add_row(addition.left_out, wording.number(addition.score), f"{addition.added:+.4f}")
+        score = addition.score
+        table.add_row(addition.left_out, wording.number(score.mean), _range(score), f"{addition.added:+.4f}")
     return [stages, table] if pipeline.compare else [stages]
+
+
+def _range(score: Estimate) -> str:
+    interval = score.interval
+    return wording.NOTHING if interval is None else f"{wording.number(interval.low)} to {wording.number(interval.high)}"
