@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 """Of what is kept; another one makes everything anew."""
-_ROWS_WORTH_KEEPING = 500
+_ROWS_WORTH_KEEPING = 100
 _ROWS_WORTH_A_BAR = 50_000  # tokenizing them takes some seconds
 _UNCUT = 2**30
 _LENGTH = "__length__"
