@@ -44,7 +44,7 @@ class PaddingFree:
         self.padded = 0
         """Batches that were computed with it, because more than hidden states was wanted of the model."""
         self.bidirectional = any(getattr(part, "is_causal", None) is False for part in blocks.modules())
-        self.configs = [config for config in _configs(model) if config._attn_implementation == "sdpa"]
+        self.configs = _sdpa_configs(model)
         for config in self.configs:
             config._attn_implementation = ATTENTION
         self.hooks = [
@@ -131,28 +131,43 @@ _tried: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
 
 def _difference(model: nn.Module, owner: PreTrainedModel) -> str | None:
     """What is wrong with the outputs of a few rows that are computed without padding; None if nothing is."""
-    modes = {part: part.training for part in model.modules()}
-    model.eval()
     try:
-        wanted = _outputs(owner, first_word=0)
-        engine = PaddingFree(model, reads_blocks=True)
-        try:
-            found, beside_others = (_outputs(owner, first_word=word) for word in (0, 1))
-        finally:
-            engine.remove()
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        return f"{type(owner).__name__} could not be tried: {type(error).__name__}: {error}".partition("\n")[0]
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
-    in_bits = any(not weight.is_floating_point() for weight in model.parameters())
+        with _evaluating(model):
+            wanted = _outputs(owner, first_word=0)
+            engine = PaddingFree(model, reads_blocks=True)
+            try:
+                found, beside_others = (_outputs(owner, first_word=word) for word in (0, 1))
+            finally:
+                engine.remove()
+    except _FAILURES as error:
+        return _not_tried(type(owner).__name__, error)
     rounding = _rounding(model, wanted)
     # Other words in one row leave not a bit of the others changed; outliers of int8 are chosen over all rows.
-    if (found - beside_others)[_BESIDE].abs().max() > (rounding if in_bits else 0):
+    if (found - beside_others)[_BESIDE].abs().max() > (rounding if _is_in_bits(model) else 0):
         return f"blocks of {type(owner).__name__} mix tokens by other means than attention"
     if (found - wanted).abs().max() > rounding:
         return f"{type(owner).__name__} gives other outputs when it is computed without padding"
     return None
+
+
+_FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What models raise that cannot be computed in another way than their own."""
+
+
+def _not_tried(name: str, error: Exception) -> str:
+    return f"{name} could not be tried: {type(error).__name__}: {error}".partition("\n")[0]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout inside; each part is in its own mode again afterwards."""
+    modes = {part: part.training for part in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 _ROWS = ((1,) * 7, (1, 1, 1, 0, 0, 0, 0), (1, 1, 1, 0, 0, 0, 0), (1, 0, 0, 0, 0, 0, 0))
@@ -178,15 +193,10 @@ _sought: WeakKeyDictionary[nn.Module, Projections | str] = WeakKeyDictionary()
 def first_tokens(model: nn.Module) -> Projections | str:
     """What gives keys and values in the last block of a model whose head reads first tokens only; why not, else."""
     if model not in _sought:
-        modes = {part: part.training for part in model.modules()}
-        model.eval()
-        try:
+        with _evaluating(model):
             _sought[model] = _first_tokens(model)
             if not isinstance(_sought[model], str) and (problem := _first_difference(model)) is not None:
                 _sought[model] = problem
-        finally:
-            for part, mode in modes.items():
-                part.training = mode
     return _sought[model]
 
 
@@ -195,10 +205,9 @@ def _first_tokens(model: nn.Module) -> Projections | str:
     try:
         if not _reads_first(model, owner, blocks[-1]):
             return "its head reads other tokens than the first"
-        configs = [config for config in _configs(model) if config._attn_implementation == "sdpa"]
-        return projections_of(blocks[-1], configs, lambda: _outputs(owner, first_word=0))
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        return f"it could not be tried: {type(error).__name__}: {error}".partition("\n")[0]
+        return projections_of(blocks[-1], _sdpa_configs(model), lambda: _outputs(owner, first_word=0))
+    except _FAILURES as error:
+        return _not_tried("it", error)
 
 
 def _first_difference(model: nn.Module) -> str | None:
@@ -208,8 +217,8 @@ def _first_difference(model: nn.Module) -> str | None:
     engine = PaddingFree(model)
     try:
         found = _outputs(owner, first_word=0)[_FIRST]
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        return f"it could not be tried: {type(error).__name__}: {error}".partition("\n")[0]
+    except _FAILURES as error:
+        return _not_tried("it", error)
     finally:
         engine.remove()
     is_same = (found - wanted).abs().max() <= _rounding(model, wanted)
@@ -218,8 +227,13 @@ def _first_difference(model: nn.Module) -> str | None:
 
 def _rounding(model: nn.Module, outputs: Tensor) -> float:
     """By how much outputs of a model may differ."""
-    in_bits = any(not weight.is_floating_point() for weight in model.parameters())
-    return float(torch.finfo(torch.bfloat16 if in_bits else outputs.dtype).eps ** 0.5 * outputs.abs().max())
+    dtype = torch.bfloat16 if _is_in_bits(model) else outputs.dtype
+    return float(torch.finfo(dtype).eps ** 0.5 * outputs.abs().max())
+
+
+def _is_in_bits(model: nn.Module) -> bool:
+    """Whether some weights are quantized."""
+    return any(not weight.is_floating_point() for weight in model.parameters())
 
 
 @torch.inference_mode(False)
@@ -252,6 +266,11 @@ def _configs(model: nn.Module) -> list[Any]:
     """Every configuration that attention is looked up in; copies of blocks have copies of it."""
     found = {id(config): config for part in model.modules() if (config := getattr(part, "config", None)) is not None}
     return [config for config in found.values() if hasattr(config, "_attn_implementation")]
+
+
+def _sdpa_configs(model: nn.Module) -> list[Any]:
+    """Those that say SDPA, which other ways of computing attention take the place of."""
+    return [config for config in _configs(model) if config._attn_implementation == "sdpa"]
 
 
 def has_decoder_beside(model: nn.Module) -> bool:
@@ -313,5 +332,5 @@ def _last(block: nn.Module, args: Any, output: Any) -> Any:
     if packing is None:
         return None
     if isinstance(output, tuple):
-        return (packing.padded(output[0], is_last=True), *output[1:])
-    return packing.padded(output, is_last=True)
+        return (packing.padded(output[0]), *output[1:])
+    return packing.padded(output)

@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from peftkit.kernels.forwards import Compute, ReplacedForward
 from peftkit.kernels.packing import Packing, Seen, current
 
 _WATCHED = "peftkit_watched"
@@ -25,24 +26,39 @@ _WATCHED = "peftkit_watched"
 class Projections(NamedTuple):
     """What gives the keys and values of a block, from the states that the block is given."""
 
-    attention: nn.Module
     key: nn.Module
     value: nn.Module
+
+
+class _Pass(NamedTuple):
+    """What a module was given, and what it gave."""
+
+    module: nn.Module
+    given: Tensor
+    output: Tensor
+
+
+class _Call(NamedTuple):
+    """What attention was given, and by which module."""
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    is_biased: bool
 
 
 class FirstTokens:
     """The last block, computed for the first token of each row of a packed batch until `remove`."""
 
     def __init__(self, block: nn.Module, projections: Projections) -> None:
-        self.block, self.projections = block, projections
+        self.projections = projections
         self._all: Tensor | None = None
         self._kept: dict[nn.Module, Tensor] = {}
-        self._replaced = vars(block).get("forward")
-        self._compute = block.forward
-        block.forward = self._forward
+        self._replaced = ReplacedForward(block, self._forward)
         self._hooks = [
             hook
-            for part in (projections.key, projections.value)
+            for part in projections
             for hook in (part.register_forward_pre_hook(self._given), part.register_forward_hook(self._keep))
         ]
 
@@ -50,18 +66,16 @@ class FirstTokens:
         """Leave the block as it was."""
         for hook in self._hooks:
             hook.remove()
-        del self.block.forward
-        if self._replaced is not None:
-            self.block.forward = self._replaced
+        self._replaced.remove()
 
-    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+    def _forward(self, compute: Compute, /, *args: Any, **kwargs: Any) -> Any:
         packing = current.get()
         if packing is None or not packing.first_only:
-            return self._compute(*args, **kwargs)
+            return compute(*args, **kwargs)
         self._all = args[0] if args else kwargs["hidden_states"]
         packing.attend_first = self.attend
         try:
-            return self._compute(
+            return compute(
                 *(packing.first_of(value) for value in args),
                 **{name: packing.first_of(value) for name, value in kwargs.items()},
             )
@@ -84,7 +98,7 @@ class FirstTokens:
         heads = query.shape[1]
         key, value = (
             packing.grouped(self._kept[part].view(1, packing.tokens, heads, -1).transpose(1, 2))
-            for part in (self.projections.key, self.projections.value)
+            for part in self.projections
         )
         queries = torch.split(query.squeeze(0), [group.rows for group in packing.groups], dim=1)
         parts = []
@@ -103,24 +117,22 @@ def projections_of(block: nn.Module, configs: Sequence[Any], compute: Callable[[
         configs: in which the model looks up its attention.
         compute: computes the model on a few rows.
     """
-    calls: list[tuple[nn.Module, Tensor, Tensor, Tensor]] = []
-    biased: list[bool] = []
-    inputs: list[tuple[nn.Module, Tensor]] = []
-    outputs: list[tuple[nn.Module, Tensor]] = []  # all are held, so that none gets the memory of another
+    given: list[Tensor] = []
+    calls: list[_Call] = []
+    passes: list[_Pass] = []  # all are held, so that none gets the memory of another
 
     def watched(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        calls.append((module, query, key, value))
-        biased.append(kwargs.get("position_bias") is not None)
+        calls.append(_Call(module, query, key, value, kwargs.get("position_bias") is not None))
         return sdpa_attention_forward(module, query, key, value, *args, **kwargs)
 
     def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            inputs.append((module, args[0]))
-            outputs.append((module, output))
+            passes.append(_Pass(module, args[0], output))
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls.clear()
-        inputs[:] = [(module, args[0] if args else kwargs["hidden_states"])]
+        passes.clear()
+        given[:] = [args[0] if args else kwargs["hidden_states"]]
 
     AttentionInterface.register(_WATCHED, watched)
     AttentionMaskInterface.register(_WATCHED, sdpa_mask)
@@ -132,30 +144,24 @@ def projections_of(block: nn.Module, configs: Sequence[Any], compute: Callable[[
     finally:
         for hook in hooks:
             hook.remove()
-    return _found(calls, biased, inputs, outputs)
+    return _found(given[0], calls, passes)
 
 
-def _found(
-    calls: Sequence[tuple[nn.Module, Tensor, Tensor, Tensor]],
-    biased: Sequence[bool],
-    inputs: Sequence[tuple[nn.Module, Tensor]],
-    outputs: Sequence[tuple[nn.Module, Tensor]],
-) -> Projections | str:
-    """What the results of modules say of those that attention was given; the first input is the block's."""
-    if len(calls) != 1 or biased[-1] or getattr(calls[0][0], "is_causal", True):
+def _found(given: Tensor, calls: Sequence[_Call], passes: Sequence[_Pass]) -> Projections | str:
+    """Which modules made what attention was given, of the states that the block was given."""
+    if len(calls) != 1 or calls[0].is_biased or getattr(calls[0].module, "is_causal", True):
         return "its last block has other than one attention to both sides, without biases"
-    attention, query, key, value = calls[0]
-    given = inputs[0][1].data_ptr()
-    read = {id(module) for module, states in inputs[1:] if states.data_ptr() == given}
+    call = calls[0]
+    reading = [one for one in passes if one.given.data_ptr() == given.data_ptr()]
     found = []
-    for tensor in (query, key, value):
-        giving = [part for part, output in outputs if output.data_ptr() == tensor.data_ptr() and id(part) in read]
+    for tensor in (call.query, call.key, call.value):
+        giving = [one.module for one in reading if one.output.data_ptr() == tensor.data_ptr()]
         if not giving:
             return "its last block does more than project before attention"
         found.append(giving[-1])
-    if len(set(found)) < len(found) or key.shape[1] != query.shape[1]:
+    if len(set(found)) < len(found) or call.key.shape[1] != call.query.shape[1]:
         return "its last block projects keys and values together"
-    return Projections(attention, found[1], found[2])
+    return Projections(key=found[1], value=found[2])
 
 
 @contextmanager

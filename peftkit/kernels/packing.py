@@ -99,9 +99,9 @@ class Packing:
             return value.index_select(1, self.firsts)
         return value
 
-    def padded(self, packed: Tensor, *, is_last: bool = False) -> Tensor:
-        """(1, tokens, ...), or of the last block (1, rows, ...), as (rows, length, ...), zero where there is none."""
-        places = self.places[self.firsts] if is_last and self.first_only else self.places
+    def padded(self, packed: Tensor) -> Tensor:
+        """(1, tokens, ...), or of first tokens (1, rows, ...), as (rows, length, ...), zero where there is none."""
+        places = self.places if packed.shape[1] == self.tokens else self.places[self.firsts]
         flat = packed.new_zeros(self.rows * self.length, *packed.shape[2:])
         return flat.index_copy(0, places, packed.squeeze(0)).view(self.rows, self.length, *packed.shape[2:])
 
@@ -163,8 +163,9 @@ current: ContextVar[Packing | None] = ContextVar("packing", default=None)
 def as_padded(hidden: Tensor) -> Tensor:
     """What a block is given or gives, (rows, length, width), whether its batch is packed or not."""
     packing = current.get()
-    is_packed = packing is not None and hidden.shape[:2] == (1, packing.tokens)
-    return packing.padded(hidden) if packing is not None and is_packed else hidden
+    if packing is None or hidden.shape[:2] not in ((1, packing.tokens), (1, len(packing.firsts))):
+        return hidden
+    return packing.padded(hidden)
 
 
 def packed_attention(  # noqa: PLR0913 # the signature is that of transformers

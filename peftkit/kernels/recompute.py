@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from peftkit.kernels.forwards import ReplacedForward
 from peftkit.kernels.lora_linear import OPERATION
 from peftkit.kernels.packing import current
 
@@ -51,10 +52,7 @@ class Recomputation:
     """Recomputation in blocks of a model, until `remove`; meanwhile the model fills no cache unless it is asked to."""
 
     def __init__(self, model: nn.Module, blocks: Iterable[nn.Module]) -> None:
-        self.blocks = tuple(blocks)
-        self.replaced = [vars(block).get("forward") for block in self.blocks]
-        for block in self.blocks:
-            block.forward = partial(_forward, block.forward)
+        self.replaced = [ReplacedForward(block, _forward) for block in blocks]
         configs: dict[int, Any] = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
         # What a block puts into a cache it would put there a second time.
         self.caching = [config for config in configs.values() if getattr(config, "use_cache", False)]
@@ -63,10 +61,8 @@ class Recomputation:
 
     def remove(self) -> None:
         """Let the blocks keep everything again."""
-        for block, replaced in zip(self.blocks, self.replaced, strict=True):
-            del block.forward
-            if replaced is not None:  # another way of computing the block, which came before
-                block.forward = replaced
+        for replaced in self.replaced:
+            replaced.remove()
         for config in self.caching:
             config.use_cache = True
 

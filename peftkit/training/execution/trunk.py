@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from peftkit.kernels.forwards import ReplacedForward
 from peftkit.kernels.packing import as_padded, current, unsupported
 from peftkit.layers.blocks import block_lists
 from peftkit.padding_free import only_stack
@@ -120,9 +121,9 @@ class Trunk:
         self._signature = signature(self.owner.forward)
         self._weights = [weight for block in self.blocks for weight in block.parameters()]
         self._below = [*self.blocks, *modules_below(self.owner)]
-        self._replaced = [vars(block).get("forward") for block in self.blocks]
-        for place, block in enumerate(self.blocks):
-            block.forward = partial(self._forward, place, block.forward)
+        self._replaced = [
+            ReplacedForward(block, partial(self._forward, place)) for place, block in enumerate(self.blocks)
+        ]
         self._hooks = [
             self.owner.register_forward_pre_hook(self._begin, with_kwargs=True),
             self.owner.register_forward_hook(self._end, always_call=True),
@@ -132,10 +133,8 @@ class Trunk:
         """Leave the model as it was."""
         for hook in self._hooks:
             hook.remove()
-        for block, replaced in zip(self.blocks, self._replaced, strict=True):
-            del block.forward
-            if replaced is not None:  # another way of computing the block, which came before
-                block.forward = replaced
+        for replaced in self._replaced:
+            replaced.remove()
 
     def _begin(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.batch = None
@@ -176,9 +175,7 @@ class Trunk:
         return hidden if form is None else (hidden, *[None] * (form - 1))
 
     def _keep(self, batch: Batch, hidden: Tensor) -> None:
-        packing, hidden = current.get(), hidden.detach()
-        is_short = packing is not None and self.first_only
-        states = (packing.padded(hidden, is_last=True) if packing is not None and is_short else as_padded(hidden)).cpu()
+        states = as_padded(hidden.detach()).cpu()
         for row, (key, count) in enumerate(zip(batch.keys, batch.counts, strict=True)):
             if batch.known[row] is None:
                 self.store.put(key, states[row, : 1 if self.first_only else count].clone())
