@@ -25,11 +25,16 @@ def check_columns(splits: Mapping[str, Dataset], needed: Iterable[str], *, reaso
     for split, rows in splits.items():
         for column in columns:
             if column not in rows.column_names:
-                listed = ", ".join(name for name in rows.column_names if not name.startswith("__"))
-                raise DataError(
-                    f"split {split!r} has no column {column!r}{reason} (it has: {listed}); "
-                    f"map it in the recipe with  data.columns: {{{column}: ...}}"
-                )
+                raise DataError(no_column(split, rows, column, reason=reason))
+
+
+def no_column(split: str, rows: Dataset, column: str, *, reason: str = "") -> str:
+    """What is said of a column that a split lacks; see `check_columns`."""
+    listed = ", ".join(name for name in rows.column_names if not name.startswith("__"))
+    return (
+        f"split {split!r} has no column {column!r}{reason} (it has: {listed}); "
+        f"map it in the recipe with  data.columns: {{{column}: ...}}"
+    )
 
 
 def cell_lengths(features: Dataset, columns: Iterable[str]) -> np.ndarray:

@@ -168,9 +168,8 @@ class ExtractiveQA(Task):
             contexts,
             truncation="only_second",
             max_length=max_length,
-            stride=min(
-                self.stride, max_length // 4
-            ),  # not by the questions of the batch, or they would change its windows
+            # Not by the questions of the batch, or they would change its windows.
+            stride=min(self.stride, max_length // 4),
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )

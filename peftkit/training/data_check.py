@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
 from peftkit.data import ORIGIN
+from peftkit.tasks.columns import no_column
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,20 +136,14 @@ def check_data(
 
 def unread_rows(name: str, rows: Dataset, found: Mapping[int, str]) -> str:
     """A warning about rows of the split `name` that the model reads in part only, `found` by row."""
-    origins = rows.select_columns([ORIGIN])[:][ORIGIN] if ORIGIN in rows.column_names else None
-    places = _Split(name, origins, (), None, ()).places(sorted(found), found)
+    places = _Split(name, _origins(rows), (), None, ()).places(sorted(found), found)
     return f"split {name!r} has {_rows(len(found))} of {len(rows)} that are not read as a whole: {places}"
 
 
 def _column_errors(name: str, rows: Dataset, rules: RowRules) -> list[str]:
     present = [column for column in rows.column_names if column != ORIGIN]
     wanted = [*rules.text_columns, *([rules.label.column] if rules.label else [])]
-    errors = [
-        f"split {name!r} has no column {column!r} (it has: {', '.join(present)}); "
-        f"map it in the recipe with  data.columns: {{{column}: ...}}"
-        for column in wanted
-        if column not in present
-    ]
+    errors = [no_column(name, rows, column) for column in wanted if column not in present]
     if not len(rows):
         errors.append(f"split {name!r} has no rows; give it some, or leave the split out")
     return errors
@@ -158,7 +153,7 @@ def _read(name: str, rows: Dataset, rules: RowRules) -> tuple[_Split, list[str]]
     text_columns, label = rules.text_columns, rules.label
     compared = [*text_columns, *(column for column in rules.context_columns if column in rows.column_names)]
     table = rows.select_columns([*dict.fromkeys([*compared, *([label.column] if label else [])])])[:]
-    origins = rows.select_columns([ORIGIN])[:][ORIGIN] if ORIGIN in rows.column_names else None
+    origins = _origins(rows)
     blank = {column: [is_blank(value) for value in table[column]] for column in text_columns}
     inputs = [
         None if any(missing) else tuple(_comparable(value) for value in values)
@@ -192,6 +187,11 @@ def _read(name: str, rows: Dataset, rules: RowRules) -> tuple[_Split, list[str]]
         where = split.places(sorted(found), found)
         errors.append(f"split {name!r} has {_rows(len(found))} unfit to learn from: {where}; correct or remove them")
     return split, errors
+
+
+def _origins(rows: Dataset) -> list[str] | None:
+    """File and line of each row, where the source knows them."""
+    return rows.select_columns([ORIGIN])[:][ORIGIN] if ORIGIN in rows.column_names else None
 
 
 def is_blank(value: Any) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from peftkit.errors import RunError
+from peftkit.regularizers.random_state import random_state, set_random_state
 from peftkit.tasks import Collator
 from peftkit.training.execution.part import Part
 
@@ -98,7 +99,7 @@ class Pieces(Part):
         """The loss; None, and nothing changed, where memory does not suffice."""
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]
         before = [weight.grad for weight in trained]
-        draws = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        draws = random_state()
         for weight in trained:
             weight.grad = None
         loss = None
@@ -110,8 +111,7 @@ class Pieces(Part):
         if loss is None:  # here, and not above: the exception holds on to all that was computed
             for weight, gradient in zip(trained, before, strict=True):
                 weight.grad = gradient
-            torch.set_rng_state(draws[0])
-            torch.cuda.set_rng_state_all(draws[1])
+            set_random_state(draws)
             gc.collect()
             torch.cuda.empty_cache()
             return None
